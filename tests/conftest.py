@@ -1,0 +1,25 @@
+"""What holds for every test: how hypothesis behaves, and a clock that need not be waited for."""
+
+import asyncio
+import os
+
+import hypothesis
+import looptime
+import pytest
+
+# Timing belongs to `make bench`; a shared two-core machine must not fail a property test.
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=2_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+async def virtual_clock() -> None:
+    """Let the loop's time pass as soon as nothing else is to do: an hour's backoff in no time.
+
+    Only for what waits on nothing but the loop itself; sockets and threads live in real time.
+    """
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, asyncio.BaseEventLoop)
+    looptime.patch_event_loop(loop)
