@@ -1,0 +1,1 @@
+"""Compiled from protos/ by `make proto`. Not edited by hand; not linted."""
