@@ -1,0 +1,1 @@
+"""Concurrency pieces that have never heard of Hailo: the newest value, a bell, a restart policy."""

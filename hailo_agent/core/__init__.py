@@ -1,0 +1,1 @@
+"""The decisions: frozen values in, frozen values out. No clock, no files, no sockets, no loop."""

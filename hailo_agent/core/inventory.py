@@ -1,0 +1,432 @@
+"""What we hold to be true, and how one look changes it.
+
+`decide` is pure, idempotent and blind to the order of sightings: the same observation over its own
+result gives that result again. `reconcile` calls it once per pass and publishes what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+from hailo_agent.core.device import ALL, Device, DeviceId, Devnode, Holder, Model, model_of
+from hailo_agent.core.health import Fault, FaultCode, Health, Patience, judge
+from hailo_agent.core.observation import Holdings, NodeKind, Observation, Sighting
+
+FORGET_GRACE_SECONDS = 10.0
+"""How much younger than a grant or a disappearance a list of holders must be to count as proof.
+
+The kubelet shows a pod in pod-resources a moment after it has called Allocate, in seconds.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the operator decides about devices."""
+
+    patience: Patience
+    tombstone_seconds: float
+    """How long a gone device stays listed while nobody can tell whether a pod holds it."""
+    spec_path: str = ""
+    """Where our spec is written, for the words of a conflict."""
+    resources: frozenset[str] = frozenset()
+    """The resources this agent serves; what the kubelet remembers of others is not ours."""
+    allow: tuple[str, ...] = ()
+    """Shell patterns over device id, PCI address, model and PCI id; empty allows all."""
+    deny: tuple[str, ...] = ()
+
+    def denies(self, device: Device) -> bool:
+        """Whether configuration sets this device aside."""
+        names = [str(device.id), device.model.value]
+        names += [str(name) for name in (device.address, device.pci_id) if name is not None]
+        return _matches(names, self.deny) or (bool(self.allow) and not _matches(names, self.allow))
+
+
+def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """The devices, sorted by id, and what was seen but is not usable."""
+
+    devices: tuple[Device, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    class_names: tuple[str, ...] = ()
+    at: float = field(default=0.0, compare=False)
+    review_at: float | None = field(default=None, compare=False)
+    """When to decide again though nothing happens: a recovery ends or a tombstone falls due."""
+
+    def by_id(self) -> Mapping[DeviceId, Device]:
+        """Look devices up by id."""
+        return {device.id: device for device in self.devices}
+
+
+def decide(before: Inventory, observation: Observation, policy: Policy) -> Inventory:
+    """Weigh one observation against what was held to be true."""
+    at = observation.at
+    known = before.by_id()
+    seen, loose = _identify(known, observation.sightings)
+    hands = _Hands.of(observation)
+    devices: list[Device] = []
+    faults = [*observation.faults, *loose]
+    reviews: list[float] = []
+    for device_id in sorted({*known, *seen, *hands.ours(policy.resources)}):
+        old = known.get(device_id)
+        found = seen.get(device_id)
+        device = _describe(device_id, old, found, hands.resource(device_id))
+        evidence = _evidence(device_id, old, found, at)
+        denied = policy.denies(device)
+        if denied:
+            evidence = (_denied(device_id),)
+        if old is None and evidence and not hands.held(device_id):
+            faults += evidence  # never yet fit to be offered, so not yet a device
+            continue
+        verdict = judge(
+            device_id,
+            _dated(evidence, old, at),
+            at=at,
+            before=None if old is None else old.health,
+            history=device.history,
+            patience=policy.patience,
+        )
+        device = replace(
+            device,
+            health=verdict.health,
+            faults=verdict.faults,
+            history=verdict.history,
+            denied=denied,
+            held=hands.held(device_id),
+            holders=hands.holders(device_id),
+        )
+        if denied or found is None:
+            due_at = hands.forget_at(device, policy.tombstone_seconds)
+            if due_at is not None and at >= due_at:
+                faults += [] if found is None else verdict.faults
+                continue
+            reviews += [] if due_at is None else [due_at]
+        devices.append(device)
+        reviews += [] if verdict.review_at is None else [verdict.review_at]
+    faults += _unserved(observation)
+    faults += _conflicts(observation, devices, policy)
+    return Inventory(
+        devices=tuple(devices),
+        faults=_carried(faults, before.faults, at),
+        class_names=tuple(sorted(observation.class_names)),
+        at=at,
+        review_at=min(reviews, default=None),
+    )
+
+
+def covered(inventory: Inventory, names: Container[str], reason: str) -> Inventory:
+    """Take back good news about devices that the spec on disk does not cover."""
+    return replace(
+        inventory,
+        devices=tuple(
+            device
+            if device.id in names or not device.is_usable
+            else replace(
+                device,
+                health=Health.UNHEALTHY,
+                faults=(
+                    Fault(
+                        code=FaultCode.SPEC_UNWRITTEN,
+                        subject=device.id,
+                        message=reason,
+                        remedy="see the spec.refused log line; the agent retries by itself",
+                        since=inventory.at,
+                    ),
+                ),
+            )
+            for device in inventory.devices
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hands:
+    """Who holds what: the kubelet's list, and the grants too young to be on it."""
+
+    holdings: Holdings | None
+    by_device: Mapping[DeviceId, tuple[tuple[str, Holder], ...]]
+    granted_at: Mapping[DeviceId, float]
+
+    @classmethod
+    def of(cls, observation: Observation) -> _Hands:
+        by_device: dict[DeviceId, tuple[tuple[str, Holder], ...]] = {}
+        if observation.holdings is not None:
+            for entry in observation.holdings.entries:
+                before = by_device.get(entry.device_id, ())
+                by_device[entry.device_id] = (*before, (entry.resource, entry.holder))
+        return cls(
+            holdings=observation.holdings,
+            by_device=by_device,
+            granted_at=dict(observation.granted_at),
+        )
+
+    def ours(self, resources: frozenset[str]) -> set[DeviceId]:
+        return {
+            device_id
+            for device_id, hands in self.by_device.items()
+            if any(resource in resources for resource, _ in hands)
+        }
+
+    def resource(self, device_id: DeviceId) -> str | None:
+        hands = self.by_device.get(device_id, ())
+        return hands[0][0] if hands else None
+
+    def holders(self, device_id: DeviceId) -> tuple[Holder, ...]:
+        return tuple(sorted({holder for _, holder in self.by_device.get(device_id, ())}))
+
+    def held(self, device_id: DeviceId) -> bool | None:
+        if device_id in self.by_device:
+            return True
+        granted_at = self.granted_at.get(device_id)
+        if self.holdings is None:
+            return None
+        return granted_at is not None and self.holdings.at < granted_at + FORGET_GRACE_SECONDS
+
+    def forget_at(self, device: Device, tombstone_seconds: float) -> float | None:
+        """When a device that should go may be dropped; None while it is held."""
+        gone_since = device.history.since
+        if self.held(device.id):
+            return None
+        if self.holdings is None:
+            return gone_since + tombstone_seconds
+        if self.holdings.at >= gone_since + FORGET_GRACE_SECONDS:
+            return self.holdings.at
+        return None  # a younger list will tell, and ring for a new look when it does
+
+
+def _identify(
+    known: Mapping[DeviceId, Device], sightings: Iterable[Sighting]
+) -> tuple[dict[DeviceId, Sighting], list[Fault]]:
+    """Find out which device each sighting is; what stays nameless is a fault of its own."""
+    by_devnode = {
+        (device.devnode.class_name, device.devnode.name): device_id
+        for device_id, device in known.items()
+        if device.devnode is not None
+    }
+    seen: dict[DeviceId, Sighting] = {}
+    nameless: list[Sighting] = []
+    faults: list[Fault] = []
+    # A sound sighting wins over a broken one of the same device; names break ties, so order never
+    # matters.
+    for sighting in sorted(
+        sightings, key=lambda s: (not _is_sound(s), s.family.class_name, s.entry)
+    ):
+        device_id = sighting.device_id
+        if device_id is None:
+            nameless.append(sighting)
+        elif device_id in seen:
+            faults.append(_duplicate(device_id, sighting, seen[device_id]))
+        else:
+            seen[device_id] = sighting
+    for sighting in nameless:
+        # An entry that cannot be read any more is still the device that had this very devnode a
+        # moment ago.
+        device_id = by_devnode.get((sighting.family.class_name, sighting.entry))
+        if device_id is None or device_id in seen:
+            faults += sighting.faults or (_nameless(sighting),)
+        else:
+            seen[device_id] = sighting
+    return seen, faults
+
+
+def _is_sound(sighting: Sighting) -> bool:
+    return (
+        not sighting.faults
+        and sighting.node is NodeKind.CHARACTER
+        and sighting.number is not None
+        and sighting.number == sighting.node_number
+    )
+
+
+def _describe(
+    device_id: DeviceId, old: Device | None, found: Sighting | None, resource: str | None
+) -> Device:
+    """Say what and where the device is; what cannot be seen any more stays as it was known."""
+    device = old or Device(id=device_id)
+    if found is None:
+        return replace(
+            device, devnode=None, resource=device.resource or _if_unknown(device, resource)
+        )
+    if found.number is None or found.faults:
+        return device
+    function = found.function
+    return replace(
+        device,
+        model=model_of(function.pci_id if function else None, found.accelerator_type),
+        devnode=Devnode(
+            name=found.entry,
+            number=found.number,
+            class_name=found.family.class_name,
+            is_sound=_is_sound(found),
+        ),
+        address=found.address,
+        pci_id=function.pci_id if function else None,
+        topology=function.topology if function else device.topology,
+        link=function.link if function else None,
+        driver=function.driver if function else None,
+        driver_version=function.driver_version if function else None,
+        resource=None,
+    )
+
+
+def _if_unknown(device: Device, resource: str | None) -> str | None:
+    return resource if device.model is Model.UNKNOWN and device.pci_id is None else None
+
+
+def _evidence(
+    device_id: DeviceId, old: Device | None, found: Sighting | None, at: float
+) -> tuple[Fault, ...]:
+    """Say what is wrong with a device; nothing, if it may be handed out."""
+    if found is None:
+        return (_gone(device_id, old, at),)
+    if found.faults:
+        return found.faults
+    wrong = _wrong_with_node(found)
+    if wrong is None:
+        return ()
+    code, message, remedy = wrong
+    return (_fault(code, device_id, message, remedy),)
+
+
+_NODE_FAULTS = {
+    NodeKind.MISSING: (
+        FaultCode.DEVNODE_MISSING,
+        "does not exist",
+        "check devtmpfs and udev; the driver would create it on a reload",
+    ),
+    NodeKind.SYMLINK: (
+        FaultCode.DEVNODE_LINK,
+        "is a symlink, which no runtime injects",
+        "remove the link and let the driver create the node",
+    ),
+    NodeKind.OTHER: (
+        FaultCode.DEVNODE_FOREIGN,
+        "is not a character device",
+        "remove it and let the driver create the node",
+    ),
+}
+
+
+def _wrong_with_node(found: Sighting) -> tuple[FaultCode, str, str] | None:
+    if found.number is None:
+        return (
+            FaultCode.ENTRY_INCOMPLETE,
+            f"class entry {found.entry} has no readable dev attribute",
+            "none if the driver is just loading; else reload the driver",
+        )
+    if found.node in _NODE_FAULTS:
+        code, message, remedy = _NODE_FAULTS[found.node]
+        return code, f"/dev/{found.entry} {message}", remedy
+    if found.node_number != found.number:
+        return (
+            FaultCode.DEVNODE_NUMBER,
+            f"/dev/{found.entry} is {found.node_number}, the kernel says {found.number}",
+            "remove the stale node and run `udevadm trigger`, or reload the driver",
+        )
+    return None
+
+
+def _fault(code: FaultCode, subject: str, message: str, remedy: str) -> Fault:
+    return Fault(code=code, subject=subject, message=message, remedy=remedy)
+
+
+def _gone(device_id: DeviceId, old: Device | None, at: float) -> Fault:
+    if old is None:
+        return Fault(
+            code=FaultCode.UNKNOWN_TO_MACHINE,
+            subject=device_id,
+            message="a pod holds it, but the machine does not have it",
+            remedy="put the device back, or delete the pod that holds it",
+            since=at,
+        )
+    vanished = [fault for fault in old.faults if fault.code is FaultCode.UNKNOWN_TO_MACHINE]
+    if vanished:
+        return vanished[0]
+    return Fault(
+        code=FaultCode.VANISHED,
+        subject=device_id,
+        message="the machine does not have it any more",
+        remedy="put the device back, or delete the pod that holds it",
+        since=at,
+    )
+
+
+def _denied(device_id: DeviceId) -> Fault:
+    return _fault(
+        FaultCode.DENIED,
+        device_id,
+        "set aside by devices.allow or devices.deny",
+        "change the setting to offer it",
+    )
+
+
+def _duplicate(device_id: DeviceId, sighting: Sighting, winner: Sighting) -> Fault:
+    return _fault(
+        FaultCode.DUPLICATE,
+        f"{sighting.family.class_name}/{sighting.entry}",
+        f"claims to be {device_id}, which {winner.family.class_name}/{winner.entry} is",
+        "none if the driver is just reloading; else two kernel drivers serve one device",
+    )
+
+
+def _nameless(sighting: Sighting) -> Fault:
+    return _fault(
+        FaultCode.IDENTITY_UNREADABLE,
+        f"{sighting.family.class_name}/{sighting.entry}",
+        "neither an attribute nor the device link tells its PCI address",
+        "none if the driver is just loading; else reload the driver",
+    )
+
+
+def _unserved(observation: Observation) -> Iterable[Fault]:
+    served = {sighting.address for sighting in observation.sightings}
+    for function in observation.functions:
+        if function.address in served:
+            continue
+        bound = (
+            f"driver {function.driver} is bound but made no device"
+            if function.driver
+            else "no kernel driver is bound"
+        )
+        yield _fault(
+            FaultCode.PCI_UNSERVED,
+            str(function.address),
+            f"PCI function {function.pci_id} ({model_of(function.pci_id)}): {bound}",
+            "read the kernel log: driver missing, of the wrong branch, or firmware not found",
+        )
+
+
+def _conflicts(
+    observation: Observation, devices: Iterable[Device], policy: Policy
+) -> Iterable[Fault]:
+    """Report names that we and a file of others define: readers drop both, or let one hide ours."""
+    ours = {ALL, *(device.id for device in devices if device.devnode is not None)}
+    for path, name in observation.foreign_names:
+        if name in ours:
+            yield _fault(
+                FaultCode.SPEC_CONFLICT,
+                f"{path}: {name}",
+                f"CDI device {name} is defined in {path} and in {policy.spec_path}",
+                f"remove {path}, or the device from it; runtimes refuse a name defined twice",
+            )
+
+
+def _dated(faults: tuple[Fault, ...], old: Device | None, at: float) -> tuple[Fault, ...]:
+    return _carried(faults, () if old is None else old.faults, at)
+
+
+def _carried(faults: Iterable[Fault], before: Iterable[Fault], at: float) -> tuple[Fault, ...]:
+    """Date new faults with this look, keep the date of known ones; each once, in order."""
+    first = {(fault.code, fault.subject): fault.since for fault in before}
+    dated = {
+        (fault.code, fault.subject): replace(
+            fault, since=first.get((fault.code, fault.subject), at)
+        )
+        for fault in faults
+    }
+    return tuple(dated[key] for key in sorted(dated))
