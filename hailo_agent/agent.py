@@ -1,0 +1,371 @@
+"""The composition root: who lives, in which order they start, and what they hand to each other.
+
+The only room that knows all edges. It passes plain callables and values between them, so that no
+edge ever imports another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from hailo_agent import __version__
+from hailo_agent.aio.doorbell import Doorbell
+from hailo_agent.aio.latest import Latest
+from hailo_agent.aio.supervise import Part, Report, Roster, State, Status, supervise
+from hailo_agent.core.cdi import FILE_NAME, Place, Spec, numbers, render
+from hailo_agent.core.device import FAMILIES, DeviceId, DeviceNumber, Family, Identity
+from hailo_agent.core.grant import Delivery
+from hailo_agent.core.health import Patience
+from hailo_agent.core.inventory import Inventory, Policy, decide
+from hailo_agent.core.observation import Observation
+from hailo_agent.core.offer import ResourceNames
+from hailo_agent.core.runtimes import doubt
+from hailo_agent.errors import EdgeError, SpecStoreError
+from hailo_agent.host import uevent
+from hailo_agent.host.scan import Scanner
+from hailo_agent.host.watch import Watched, watch
+from hailo_agent.kubelet.deviceplugin import Terms
+from hailo_agent.kubelet.podresources import PodResources
+from hailo_agent.kubelet.session import KUBELET_SOCKET, Session, endpoint_name
+from hailo_agent.reconcile import Reconciler
+from hailo_agent.rpc.endpoint import serving
+from hailo_agent.runtime.specs import SpecStore
+from hailo_agent.settings import Settings
+from hailo_agent.subscribers.mapping import About, to_inventory
+from hailo_agent.subscribers.service import DeviceEvents
+from hailo_agent.wire import agentapi
+
+_FIRST_HOLDINGS_SECONDS: Final = 0.5
+_SPEC_CHECK_SECONDS: Final = 2.0
+"""Without inotify, a spec that somebody deletes is missed this late."""
+_STREAMS_END_SECONDS: Final = 2.0
+_NEEDS_NO_LOOK: Final = frozenset({"granted", "holdings"})
+_THOROUGH: Final = frozenset({"start", "resync", "hangup"})
+
+_log = structlog.get_logger()
+
+
+async def run(settings: Settings, *, reload: Callable[[], None]) -> None:
+    """Run the agent until SIGTERM or SIGINT. SIGHUP looks again, and calls `reload`.
+
+    Raises:
+        PluginDirectoryReplaced: a new process is needed (inside an exception group).
+    """
+    agent = Agent(settings)
+    async with anyio.create_task_group() as group:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            await agent.start(group)
+            async for number in signals:
+                if number is signal.SIGHUP:
+                    reload()
+                    agent.bell.ring("hangup")
+                    continue
+                _log.info("agent.stopping", signal=signal.Signals(number).name)
+                await agent.stop()
+                group.cancel_scope.cancel()
+                break
+    _log.info("agent.stopped")
+
+
+async def look(settings: Settings) -> agentapi.Inventory:
+    """Look at the machine once, without an agent, a kubelet or a trace."""
+    inventory, names = await _inventory(settings)
+    return to_inventory(inventory, 0, (), _about(settings, names))
+
+
+async def look_for_spec(settings: Settings) -> tuple[Spec | None, Mapping[str, DeviceNumber]]:
+    """Render the spec of what is here now, and the device numbers behind its names."""
+    inventory, _ = await _inventory(settings)
+    return render(inventory, _place(settings)), numbers(inventory)
+
+
+async def _inventory(settings: Settings) -> tuple[Inventory, ResourceNames]:
+    names = _names(settings)
+    scanner = _scanner(settings)
+    seen = await scanner.look(asyncio.get_running_loop().time(), thorough=True)
+    return decide(Inventory(), seen, _policy(settings, names)), names
+
+
+class Agent:
+    """Everything that lives while the agent runs. Started once, in a task group of the caller's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.bell = Doorbell()
+        self.roster = Roster()
+        self.inventory: Latest[Inventory] = Latest(Inventory())
+        self._delivery = frozenset(Delivery(way) for way in settings.runtime.delivery)
+        self._names = _names(settings)
+        self._specs = SpecStore(
+            directory=settings.runtime.cdi_dir, search=settings.runtime.cdi_search_dirs
+        )
+        self._holdings = PodResources(
+            socket=settings.kubelet.root / "pod-resources" / KUBELET_SOCKET,
+            resources=frozenset(self._names.all()),
+            interval_seconds=settings.kubelet.pod_resources_seconds,
+            ring=self.bell.ring,
+        )
+        self._scanner = _scanner(settings)
+        self._reconciler = Reconciler(
+            bell=self.bell,
+            observe=self._observe,
+            policy=_policy(settings, self._names),
+            specs=self._specs if self._needs_spec else None,
+            place=_place(settings),
+            inventory=self.inventory,
+            resync_seconds=settings.host.resync_seconds,
+        )
+        self._sessions = tuple(self._session(resource) for resource in self._names.all())
+        self._granted_at: dict[DeviceId, float] = {}
+        self._seen: Observation | None = None
+
+    @property
+    def _needs_spec(self) -> bool:
+        return any(way.needs_spec for way in self._delivery)
+
+    async def start(self, group: TaskGroup) -> None:
+        """Start everything, each part when those it relies on are up; returns when all have begun.
+
+        The order is that of the data: what is true is known before anybody is told.
+        """
+        self._introduce()
+        group.start_soon(self._narrate)
+        if self.settings.subscribers.socket is not None:
+            self._begin(group, Part(name="subscribers", run=self._serve_events, essential=False))
+        if self._needs_spec:
+            await self._remove_leftovers()
+        await self._holdings.first(_FIRST_HOLDINGS_SECONDS)
+        self._begin(group, Part(name="reconciler", run=self._reconciler.run))
+        for part in self._sensors():
+            self._begin(group, part)
+        await self._reconciler.looked.wait()
+        for session in self._sessions:
+            self._begin(group, Part(name=f"plugin {session.terms.resource}", run=session.run))
+        self._begin(group, Part(name="pod-resources", run=self._holdings.run, essential=False))
+
+    async def stop(self) -> None:
+        """End every stream, and give those who listen a moment to hang up by themselves."""
+        self.inventory.close()
+        self._hint_sessions()
+        plugins = {f"plugin {session.terms.resource}" for session in self._sessions}
+        with anyio.move_on_after(_STREAMS_END_SECONDS):
+            async for statuses in self.roster.statuses.follow():
+                if all(s.state is State.STOPPED for s in statuses if s.name in plugins):
+                    return
+
+    def _begin(self, group: TaskGroup, part: Part) -> None:
+        group.start_soon(partial(supervise, part, self.roster), name=part.name)
+
+    def _introduce(self) -> None:
+        _log.info(
+            "agent.started",
+            resources=list(self._names.all()),
+            delivery=sorted(self._delivery),
+            spec={"path": str(self._specs.path)} if self._needs_spec else None,
+            plugin_dir=str(self.settings.kubelet.plugin_dir),
+        )
+        reason = doubt(self.settings.runtime.version, self._delivery)
+        if reason:
+            _log.warning("runtime.doubted", runtime=self.settings.runtime.version, reason=reason)
+
+    # --- looking ---
+
+    async def _observe(self, reasons: Sequence[str]) -> Observation:
+        """Gather one observation; the machine itself is only looked at if that may be why."""
+        at = asyncio.get_running_loop().time()
+        seen = self._seen
+        if seen is None or not _NEEDS_NO_LOOK.issuperset(reasons):
+            seen = await self._scanner.look(at, thorough=not _THOROUGH.isdisjoint(reasons))
+            self._seen = seen
+        return replace(
+            seen,
+            at=at,
+            holdings=self._holdings.holdings.value,
+            granted_at=tuple(self._granted_at.items()),
+            foreign_names=await self._foreign_names(),
+        )
+
+    async def _foreign_names(self) -> tuple[tuple[str, str], ...]:
+        if not self._needs_spec:
+            return ()
+        try:
+            return await self._specs.foreign_names()
+        except SpecStoreError:
+            return ()  # writing will meet the same trouble, and say so
+
+    async def _remove_leftovers(self) -> None:
+        try:
+            for path in await self._specs.remove_leftovers():
+                _log.info("leftover.removed", spec={"path": str(path)})
+        except SpecStoreError as error:
+            _log.warning("leftover.kept", error={"type": "SpecStoreError", "message": str(error)})
+
+    # --- sensors: each may be missing, and is missed once in the log ---
+
+    def _sensors(self) -> Iterable[Part]:
+        if self.settings.host.inotify:
+            yield Part(name="inotify", run=partial(watch, self._watched()), essential=False)
+        if self.settings.host.uevents:
+            yield Part(name="uevents", run=self._listen_to_uevents, essential=False)
+        if self._needs_spec:
+            yield Part(name="spec-guard", run=self._guard_spec, essential=False)
+
+    def _watched(self) -> Sequence[Watched]:
+        patterns = [re.compile(family.devnode) for family in self._scanner.families]
+        sockets = {KUBELET_SOCKET, *(endpoint_name(r) for r in self._names.all())}
+        watched = [
+            Watched(
+                directory=self.settings.host.dev,
+                matters=lambda name: any(pattern.fullmatch(name) for pattern in patterns),
+                ring=partial(self.bell.ring, "inotify"),
+            ),
+            Watched(
+                directory=self.settings.kubelet.plugin_dir,
+                matters=sockets.__contains__,
+                ring=self._hint_sessions,
+            ),
+        ]
+        if self._needs_spec:
+            watched.append(
+                Watched(
+                    directory=self.settings.runtime.cdi_dir,
+                    matters=lambda name: name.endswith((".json", ".yaml")),
+                    ring=partial(self.bell.ring, "spec"),
+                )
+            )
+        return watched
+
+    async def _listen_to_uevents(self, report: Report) -> None:
+        class_names = {family.class_name for family in self._scanner.families}
+        await uevent.listen(self.bell.ring, class_names, report)
+
+    async def _guard_spec(self, report: Report) -> None:
+        report("")
+        while True:
+            await anyio.sleep(_SPEC_CHECK_SECONDS)
+            if not self._specs.is_intact():
+                self.bell.ring("spec")
+
+    def _hint_sessions(self) -> None:
+        for session in self._sessions:
+            session.hints.ring("directory")
+
+    # --- telling ---
+
+    def _session(self, resource: str) -> Session:
+        return Session(
+            directory=self.settings.kubelet.plugin_dir,
+            terms=Terms(
+                resource=resource,
+                names=self._names,
+                delivery=self._delivery,
+                host_dev=str(self.settings.runtime.host_dev),
+                granted=self._remember_grant,
+            ),
+            inventory=self.inventory,
+            register_seconds=self.settings.kubelet.register_timeout_seconds,
+        )
+
+    def _remember_grant(self, devices: Iterable[DeviceId]) -> None:
+        now = asyncio.get_running_loop().time()
+        self._granted_at.update(dict.fromkeys(devices, now))
+        self.bell.ring("granted")
+
+    async def _serve_events(self, report: Report) -> None:
+        socket = self.settings.subscribers.socket
+        if socket is None:
+            return
+        try:
+            socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"cannot make {socket.parent}: {error.strerror}"
+            raise EdgeError(message, edge="subscribers") from error
+        about = _about(self.settings, self._names)
+        service = DeviceEvents(self.inventory, self.roster, about)
+        async with serving(socket, [service], edge="subscribers") as endpoint:
+            report("")
+            while endpoint.is_published():  # noqa: ASYNC110 - a file that goes sends no event
+                await anyio.sleep(_SPEC_CHECK_SECONDS)
+        raise EdgeError(f"the socket {socket} was removed", edge="subscribers")
+
+    async def _narrate(self) -> None:
+        """Say once when an optional part limps, and when it walks again."""
+        told: dict[str, Status] = {}
+        async for statuses in self.roster.statuses.follow():
+            for status in statuses:
+                before = told.get(status.name)
+                limped = before is not None and before.reason != ""
+                if not status.essential and status.reason and status != before:
+                    if before is None or before.reason != status.reason:
+                        _log.warning("part.limping", part=status.name, reason=status.reason)
+                elif not status.essential and limped and status.state is State.RUNNING:
+                    _log.info("part.recovered", part=status.name)
+                    self.bell.ring("sensor")
+                told[status.name] = status
+
+
+# --- what each room is given of the settings ---
+
+
+def _names(settings: Settings) -> ResourceNames:
+    return ResourceNames(default=settings.resource.name, by_kind=dict(settings.resource.names))
+
+
+def _scanner(settings: Settings) -> Scanner:
+    host = settings.host
+    configured = (
+        Family(
+            class_name=family.class_name,
+            devnode=family.devnode,
+            identity=Identity(family.identity),
+            exclusive=False,
+        )
+        for family in host.families
+    )
+    return Scanner(
+        dev=host.dev,
+        sys=host.sys,
+        families=(*FAMILIES, *configured),
+        timeout_seconds=host.scan_timeout_seconds,
+    )
+
+
+def _place(settings: Settings) -> Place:
+    return Place(dev=str(settings.runtime.host_dev), sys=str(settings.runtime.host_sys))
+
+
+def _policy(settings: Settings, names: ResourceNames) -> Policy:
+    return Policy(
+        patience=Patience(
+            recovery_seconds=settings.health.recovery_seconds,
+            flap_window_seconds=settings.health.flap_window_seconds,
+        ),
+        tombstone_seconds=settings.kubelet.tombstone_seconds,
+        spec_path=str(settings.runtime.cdi_dir / FILE_NAME),
+        resources=frozenset(names.all()),
+        allow=settings.devices.allow,
+        deny=settings.devices.deny,
+    )
+
+
+def _about(settings: Settings, names: ResourceNames) -> About:
+    return About(
+        node=settings.node.name,
+        version=__version__,
+        instance=secrets.token_hex(8),
+        names=names,
+        host_dev=str(settings.runtime.host_dev),
+        epoch=time.time() - asyncio.get_running_loop().time(),
+    )

@@ -1,0 +1,154 @@
+"""The verbs: `hailo-agent run | devices | cdi | simulate | config | --version`.
+
+The outermost room. It reads the command line, sets up logging, and turns errors into one line and
+an exit code; what a verb does stands in the module of its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from hailo_agent import __version__
+from hailo_agent.errors import EX_CONFIG, ConfigError, HailoAgentError
+from hailo_agent.settings import Loaded, add_flags, flags_from, load, show, show_json
+
+Verb = Callable[[argparse.Namespace, Loaded], int]
+
+if TYPE_CHECKING:
+    _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no other name
+
+_EX_FAILED = 1
+_EX_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb and exit with its code."""
+    code = _run(sys.argv[1:] if argv is None else argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread that hangs in a driver would keep the interpreter from ending by itself.
+    os._exit(code)
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    try:
+        loaded = load(
+            flags=flags_from(arguments, unknown),
+            environ=os.environ,
+            config=getattr(arguments, "config", None),
+        )
+        verb: Verb = arguments.verb
+        return verb(arguments, loaded)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            print(f"hailo-agent: {line}", file=sys.stderr)
+        return EX_CONFIG
+    except HailoAgentError as error:
+        print(f"hailo-agent: {error}", file=sys.stderr)
+        return _EX_FAILED
+    except BrokenPipeError:
+        return _EX_FAILED  # whoever read our output has seen enough
+    except KeyboardInterrupt:
+        return _EX_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hailo-agent",
+        description="Tells Kubernetes which Hailo accelerators this node has.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hailo-agent {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    _verb(verbs, "run", _run_agent, "serve the kubelet until told to stop")
+
+    devices = _verb(verbs, "devices", _devices, "show what was found, where, and how it is")
+    devices.add_argument("--json", action="store_true", help="for programs")
+    devices.add_argument("--watch", action="store_true", help="go on with each change, as it comes")
+
+    cdi = verbs.add_parser("cdi", help="the specification that container runtimes read")
+    kinds = cdi.add_subparsers(required=True, metavar="WHAT")
+    generate = _verb(kinds, "generate", _cdi_generate, "write the spec of what is here now, once")
+    generate.add_argument("--output", type=Path, metavar="DIR", help="instead of runtime.cdi_dir")
+    _verb(kinds, "show", _cdi_show, "print the spec of what is here now; writes nothing")
+    validate = _verb(kinds, "validate", _cdi_validate, "check a file by the rules of CDI readers")
+    validate.add_argument("file", type=Path, metavar="FILE")
+
+    simulate = _verb(verbs, "simulate", _simulate, "run a node in a box, without a chip")
+    simulate.add_argument("--story", action="store_true", help="tell the demo's story, and end")
+
+    config = verbs.add_parser("config", help="the settings")
+    show = _verb(
+        config.add_subparsers(required=True, metavar="WHAT"),
+        "show",
+        _config_show,
+        "print every effective value and where it comes from",
+    )
+    show.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _verb(verbs: _Verbs, name: str, verb: Verb, help_text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=help_text,
+        description=f"{help_text[0].upper()}{help_text[1:]}.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(verb=verb)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
+    add_flags(parser)
+    return parser
+
+
+# Each verb imports what it needs when it runs: `--version` does not load a gRPC stack, and an
+# agent never loads what only a person looks at.
+
+
+def _run_agent(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.run import run
+
+    return run(arguments, loaded)
+
+
+def _devices(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.devices import devices
+
+    return devices(loaded.settings, as_json=arguments.json, follow=arguments.watch)
+
+
+def _cdi_generate(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.cdi import generate
+
+    return generate(loaded.settings, arguments.output or loaded.settings.runtime.cdi_dir)
+
+
+def _cdi_show(_: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.cdi import show as show_spec
+
+    return show_spec(loaded.settings)
+
+
+def _cdi_validate(arguments: argparse.Namespace, _: Loaded) -> int:
+    from hailo_agent.cli.cdi import validate
+
+    return validate(arguments.file)
+
+
+def _simulate(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.sim.simulate import simulate
+
+    return simulate(loaded.settings, story=arguments.story)
+
+
+def _config_show(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    print(show_json(loaded) if arguments.json else show(loaded), end="")
+    return 0

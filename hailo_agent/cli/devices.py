@@ -1,0 +1,166 @@
+"""`hailo-agent devices`: what a person types first on a node.
+
+An agent that runs on this node is asked, for it knows who holds what. Without one the machine is
+looked at directly, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hailo_agent import agent
+from hailo_agent.errors import EdgeError
+from hailo_agent.settings import Settings
+from hailo_agent.subscribers import client
+from hailo_agent.wire import agentapi
+
+_PIPE_WIDTH = 200
+_UNKNOWN = "-"
+
+_WORDS = {
+    agentapi.ChangeKind.ADDED: "added",
+    agentapi.ChangeKind.REMOVED: "removed",
+    agentapi.ChangeKind.MOVED: "moved",
+    agentapi.ChangeKind.HELD: "held",
+    agentapi.ChangeKind.FREED: "freed",
+    agentapi.ChangeKind.UPDATED: "updated",
+    agentapi.ChangeKind.FAULT_FOUND: "fault found",
+    agentapi.ChangeKind.FAULT_CLEARED: "fault cleared",
+}
+
+
+def devices(settings: Settings, *, as_json: bool, follow: bool) -> int:
+    """Show the devices of this node, and with `follow` every change until interrupted."""
+    show = _show_json if as_json else _show
+    socket = settings.subscribers.socket
+    if follow:
+        if socket is None:
+            raise EdgeError("subscribers.socket is off: there is nothing to watch", edge="cli")
+        return asyncio.run(_watch(socket, as_json=as_json))
+    asked, inventory = asyncio.run(_inventory(settings, socket))
+    if not asked and not as_json:
+        print("No agent answers on this node; this is what the machine shows.", file=sys.stderr)
+    show(inventory)
+    return 0
+
+
+async def _inventory(settings: Settings, socket: Path | None) -> tuple[bool, agentapi.Inventory]:
+    if socket is not None:
+        try:
+            return True, await client.get_inventory(socket)
+        except EdgeError:
+            pass  # no agent, or not one that we may ask: look for ourselves
+    return False, await agent.look(settings)
+
+
+async def _watch(socket: Path, *, as_json: bool) -> int:
+    async for response in client.watch(socket):
+        if as_json:
+            print(json.dumps(response.to_dict()), flush=True)
+        elif response.inventory is not None:
+            _show(response.inventory)
+        elif response.changes is not None:
+            for change in response.changes.changes:
+                print(_line(change), flush=True)
+    return 0
+
+
+def _show_json(inventory: agentapi.Inventory) -> None:
+    print(json.dumps(inventory.to_dict(), indent=2))
+
+
+def _show(inventory: agentapi.Inventory) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    if inventory.devices:
+        console.print(_table(inventory.devices))
+    else:
+        console.print("No Hailo device is usable on this node.")
+    if inventory.faults:
+        console.print()
+        console.print(_faults("Seen, but not usable", inventory.faults))
+    parts = [] if inventory.readiness is None else inventory.readiness.parts
+    limping = [part for part in parts if part.reason]
+    if limping:
+        console.print()
+        for part in limping:
+            console.print(f"{part.name}: {part.state}: {part.reason}", soft_wrap=True)
+
+
+def _table(found: Iterable[agentapi.Device]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("ID", "MODEL", "NODE", "NUMA", "LINK", "DRIVER", "RESOURCE", "HELD BY"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("HEALTH", overflow="fold")
+    for device in found:
+        table.add_row(
+            device.id,
+            device.model,
+            device.path or _UNKNOWN,
+            _UNKNOWN if device.numa_node is None else str(device.numa_node),
+            _link(device.link),
+            " ".join(filter(None, (device.driver, device.driver_version))) or _UNKNOWN,
+            device.resource,
+            _holders(device),
+            _health(device),
+        )
+    return table
+
+
+def _faults(title: str, faults: Iterable[agentapi.Fault]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for heading in ("WHAT", "WHY", "WHAT TO DO"):
+        table.add_column(heading, overflow="fold")
+    for fault in faults:
+        table.add_row(fault.subject, fault.message, fault.remedy)
+    return table
+
+
+def _link(link: agentapi.Link | None) -> Text:
+    if link is None:
+        return Text(_UNKNOWN)
+    now = f"{link.speed_gts:g} GT/s x{link.width}"
+    if (link.speed_gts, link.width) == (link.max_speed_gts, link.max_width):
+        return Text(now)
+    return Text(f"{now} (of {link.max_speed_gts:g} x{link.max_width})", style="yellow")
+
+
+def _holders(device: agentapi.Device) -> str:
+    if device.holders:
+        return ", ".join(f"{h.namespace}/{h.pod}" for h in device.holders)
+    return {None: "?", True: "(a pod)", False: _UNKNOWN}[device.held]
+
+
+def _health(device: agentapi.Device) -> Text:
+    if device.health is agentapi.Health.HEALTHY:
+        return Text("Healthy", style="green")
+    return Text("Unhealthy: " + _reasons(device), style="red")
+
+
+def _reasons(device: agentapi.Device) -> str:
+    return "; ".join(fault.message for fault in device.faults)
+
+
+def _line(change: agentapi.Change) -> str:
+    device, fault = change.device, change.fault
+    if fault is not None:
+        return f"{_WORDS[change.kind]}: {fault.subject}: {fault.message}"
+    if device is None:
+        return "changed"
+    if change.kind is agentapi.ChangeKind.HEALTH:
+        is_well = device.health is agentapi.Health.HEALTHY
+        return f"{device.id} {'is healthy' if is_well else f'is unhealthy: {_reasons(device)}'}"
+    words: list[Any] = [device.id, _WORDS[change.kind]]
+    if change.kind in {agentapi.ChangeKind.ADDED, agentapi.ChangeKind.MOVED}:
+        words += ["at" if change.kind is agentapi.ChangeKind.ADDED else "to", device.path]
+    elif device.holders:
+        words += ["by", _holders(device)]
+    return " ".join(words)

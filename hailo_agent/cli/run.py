@@ -1,0 +1,63 @@
+"""`hailo-agent run`: the agent as a process, its log and its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import anyio
+import structlog
+
+from hailo_agent import __version__, agent, log
+from hailo_agent.errors import EX_SOFTWARE, EX_TEMPFAIL, ConfigError, PluginDirectoryReplaced
+from hailo_agent.settings import Loaded, Settings, flags_from, load
+
+
+def run(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    """Run until SIGTERM; 75 if only a new process can go on, 70 for a bug."""
+    settings = loaded.settings
+    _configure_log(settings)
+    code = 0
+    try:
+        anyio.run(_agent, settings, arguments)
+    except* PluginDirectoryReplaced as group:
+        structlog.get_logger().error("agent.displaced", reason=str(_first(group)))
+        code = EX_TEMPFAIL
+    except* Exception:  # noqa: BLE001 - the last door: a bug is told once, and the process ends
+        structlog.get_logger().critical("agent.crashed", exc_info=True)
+        code = EX_SOFTWARE
+    return code
+
+
+async def _agent(settings: Settings, arguments: argparse.Namespace) -> None:
+    await agent.run(settings, reload=lambda: _reload(arguments))
+
+
+def _reload(arguments: argparse.Namespace) -> None:
+    """Read the settings again and take over the log level, which is all that may change live."""
+    try:
+        settings = load(
+            flags=flags_from(arguments), environ=os.environ, config=arguments.config
+        ).settings
+    except ConfigError as error:
+        structlog.get_logger().error("config.refused", error={"message": str(error)})
+        return
+    log.set_level(settings.log.level)
+
+
+def _configure_log(settings: Settings) -> None:
+    static = {log.SERVICE_NAME: "hailo-agent", log.SERVICE_VERSION: __version__}
+    if settings.node.name:
+        static[log.NODE_NAME] = settings.node.name
+    log.configure(
+        level=settings.log.level, format=settings.log.format, stream=sys.stderr, static=static
+    )
+
+
+def _first(group: BaseExceptionGroup[PluginDirectoryReplaced]) -> BaseException:
+    """Find the cause in groups of groups."""
+    cause: BaseException = group
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause

@@ -1,0 +1,1 @@
+"""The kubelet, on the other side of its plugin sockets: what it may count and hand out."""

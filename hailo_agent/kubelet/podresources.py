@@ -1,0 +1,79 @@
+"""Who holds what, as the kubelet's pod-resources API tells it.
+
+Asked now and then, never streamed: the API has no watch. The agent works without it, only then it
+cannot tell a gone device that a pod still holds from one that nobody misses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from hailo_agent.aio.latest import Latest
+from hailo_agent.aio.supervise import Backoff
+from hailo_agent.core.observation import Holdings
+from hailo_agent.errors import EdgeError
+from hailo_agent.kubelet.mapping import from_pods
+from hailo_agent.rpc.dial import Channel, translating
+from hailo_agent.wire import podresources
+
+_TIMEOUT_SECONDS: Final = 10.0
+
+
+@dataclass(slots=True, kw_only=True)
+class PodResources:
+    """A client with one channel, opened anew after each failure."""
+
+    socket: Path
+    resources: frozenset[str]
+    interval_seconds: float
+    """Between two lists. The kubelet answers all callers of a node from one rate limit."""
+    ring: Callable[[str], None]
+    holdings: Latest[Holdings | None] = field(default_factory=lambda: Latest(None))
+
+    async def run(self, report: Callable[[str], None]) -> None:
+        """List for ever; what was known stays known while the kubelet does not answer."""
+        backoff = Backoff(first_seconds=self.interval_seconds, most_seconds=60.0)
+        while True:
+            try:
+                await self._listing(report, backoff)
+            except EdgeError as error:
+                report(str(error))
+                await anyio.sleep(max(self.interval_seconds, backoff.next()))
+
+    async def first(self, within_seconds: float) -> None:
+        """Ask once, soon, if there is anybody to ask: the first list to the kubelet needs it."""
+        if not self.socket.exists():
+            return
+        channel = Channel(path=str(self.socket))
+        try:
+            await self._list(channel, within_seconds)
+        except EdgeError:
+            return  # `run` will say what is wrong
+        finally:
+            channel.close()
+
+    async def _listing(self, report: Callable[[str], None], backoff: Backoff) -> None:
+        channel = Channel(path=str(self.socket))
+        try:
+            while True:
+                await self._list(channel, _TIMEOUT_SECONDS)
+                backoff.forget()
+                report("")
+                await anyio.sleep(self.interval_seconds)
+        finally:
+            channel.close()
+
+    async def _list(self, channel: Channel, timeout_seconds: float) -> None:
+        at = asyncio.get_running_loop().time()
+        with translating("kubelet", f"pod-resources at {self.socket}"):
+            answer = await podresources.PodResourcesListerStub(channel).list(
+                podresources.ListPodResourcesRequest(), timeout=timeout_seconds
+            )
+        self.holdings.publish(from_pods(answer.pod_resources, self.resources, at))
+        self.ring("holdings")

@@ -1,0 +1,217 @@
+"""One resource's life with the kubelet: a straight line in a loop, not a state machine.
+
+The kubelet's socket exists → ours is served → we call ourselves → we register → until it is lost →
+again. Lost is what cannot be seen from inside: our socket's file is gone or replaced, the kubelet's
+socket is another one, or nobody listens to our list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from hailo_agent.aio.doorbell import Doorbell
+from hailo_agent.aio.latest import Latest
+from hailo_agent.aio.supervise import Backoff
+from hailo_agent.core.inventory import Inventory
+from hailo_agent.errors import (
+    EdgeError,
+    KubeletUnavailable,
+    PluginDirectoryReplaced,
+    RegistrationRejected,
+)
+from hailo_agent.kubelet.deviceplugin import LIST_METHOD, DevicePlugin, Terms
+from hailo_agent.rpc.dial import PeerRefused, dialing, translating
+from hailo_agent.rpc.endpoint import Endpoint, identity_of, serving
+from hailo_agent.wire import deviceplugin
+
+API_VERSION: Final = "v1beta1"
+KUBELET_SOCKET: Final = "kubelet.sock"
+_CHECK_SECONDS: Final = 0.5
+"""Without inotify the kubelet's return is seen this late; a look costs two stats."""
+_SELF_DIAL_SECONDS: Final = 5.0
+_HANG_UP_SECONDS: Final = 5.0
+_LOST_SECONDS: Final = 5.0
+"""How long a list may go unheard after it was heard."""
+_UNHEARD_SECONDS: Final = 20.0
+"""How long a list may go unheard after a Register. The kubelet asks at once, if it asks at all."""
+
+_log = structlog.get_logger()
+
+Identity = tuple[int, int]
+
+
+def endpoint_name(resource: str) -> str:
+    """Name a resource's socket file after its full name, so that no two resources share one."""
+    return f"{resource.replace('/', '_')}.sock"
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """Keeps one resource registered with whatever kubelet there is."""
+
+    directory: Path
+    terms: Terms
+    inventory: Latest[Inventory]
+    register_seconds: float
+    """The kubelet calls us back under this deadline before it answers."""
+    hints: Doorbell = field(default_factory=Doorbell)
+    """Rung when something in the directory changed."""
+    _home: Identity | None = None
+
+    async def run(self, report: Callable[[str], None]) -> None:
+        """Serve and register, again and again.
+
+        Raises:
+            PluginDirectoryReplaced: the directory is not the one we began in.
+        """
+        backoff = Backoff()
+        loop = asyncio.get_running_loop()
+        while True:
+            kubelet = await self._kubelet_present(report)
+            started_at = loop.time()
+            try:
+                lost = await self._once(kubelet, report)
+            except EdgeError as error:
+                self._check_home()
+                delay = backoff.next(loop.time() - started_at)
+                report(str(error))
+                _log.warning(
+                    "plugin.rejected"
+                    if isinstance(error, RegistrationRejected)
+                    else "plugin.unserved",
+                    resource=self.terms.resource,
+                    error={"type": type(error).__name__, "message": str(error)},
+                    delay_seconds=round(delay, 3),
+                )
+            else:
+                if self.inventory.closed:
+                    return
+                delay = backoff.next(loop.time() - started_at) if lost.is_odd else 0.0
+                report(lost.reason)
+                _log.warning("plugin.lost", resource=self.terms.resource, reason=lost.reason)
+            await self._pause(delay, kubelet)
+
+    async def _once(self, kubelet: Identity, report: Callable[[str], None]) -> _Lost:
+        """Be registered once; returns why it is over, when every stream has ended."""
+        plugin = DevicePlugin(self.inventory, self.terms)
+        path = self.directory / endpoint_name(self.terms.resource)
+        async with serving(path, [plugin], edge="kubelet") as endpoint:
+            await self._call_self(path)
+            await self._register(path.name)
+            report("")
+            _log.info(
+                "plugin.registered", resource=self.terms.resource, endpoint={"path": str(path)}
+            )
+            lost = await self._until_lost(endpoint, kubelet)
+            plugin.close()
+            # Only when the kubelet has hung up has it done with the old stream. Were we to
+            # register before, the end of the old stream would disconnect the new one.
+            await endpoint.connections.all_closed(_HANG_UP_SECONDS)
+        return lost
+
+    async def _kubelet_present(self, report: Callable[[str], None]) -> Identity:
+        waiting = False
+        while True:
+            self._check_home()
+            kubelet = self._look(KUBELET_SOCKET)
+            if kubelet is not None:
+                return kubelet
+            if not waiting:
+                waiting = True
+                reason = f"waiting for the kubelet's socket {self.directory / KUBELET_SOCKET}"
+                report(reason)
+                _log.info("plugin.waiting", resource=self.terms.resource, reason=reason)
+            await self.hints.wait(_CHECK_SECONDS)
+
+    async def _call_self(self, path: Path) -> None:
+        """Make sure that the socket answers before anybody is told of it."""
+        with translating("kubelet", f"calling ourselves at {path}"):
+            async with dialing(path) as channel:
+                await deviceplugin.DevicePluginStub(channel).get_device_plugin_options(
+                    deviceplugin.Empty(), timeout=_SELF_DIAL_SECONDS
+                )
+
+    async def _register(self, endpoint: str) -> None:
+        path = self.directory / KUBELET_SOCKET
+        request = deviceplugin.RegisterRequest(
+            version=API_VERSION,
+            endpoint=endpoint,
+            resource_name=self.terms.resource,
+            options=DevicePlugin.options(),
+        )
+        try:
+            with translating("kubelet", f"registering at {path}"):
+                async with dialing(path) as channel:
+                    await deviceplugin.RegistrationStub(channel).register(
+                        request, timeout=self.register_seconds
+                    )
+        except PeerRefused as error:
+            raise RegistrationRejected(str(error), edge="kubelet") from error
+        except EdgeError as error:
+            raise KubeletUnavailable(str(error), edge="kubelet") from error
+
+    async def _until_lost(self, endpoint: Endpoint, kubelet: Identity) -> _Lost:
+        loop = asyncio.get_running_loop()
+        patience = _UNHEARD_SECONDS
+        heard_at = loop.time()
+        while True:
+            self._check_home()
+            if self.inventory.closed:
+                return _Lost("the agent stops")
+            if self._look(KUBELET_SOCKET) != kubelet:
+                return _Lost("the kubelet's socket is another one or gone")
+            if not endpoint.is_published():
+                return _Lost("our socket was removed from the plugin directory")
+            if endpoint.calls.running[LIST_METHOD]:
+                heard_at, patience = loop.time(), _LOST_SECONDS
+            elif endpoint.calls.begun[LIST_METHOD]:
+                patience = _LOST_SECONDS
+            if loop.time() - heard_at > patience:
+                return _Lost("the kubelet does not listen to our list", is_odd=True)
+            await self.hints.wait(_CHECK_SECONDS)
+
+    async def _pause(self, delay: float, kubelet: Identity) -> None:
+        """Wait, but not beyond the appearance of another kubelet: that one deserves a fresh try."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + delay
+        while (left := until - loop.time()) > 0 and self._look(KUBELET_SOCKET) == kubelet:
+            await self.hints.wait(min(left, _CHECK_SECONDS))
+
+    def _look(self, name: str) -> Identity | None:
+        try:
+            return identity_of(self.directory / name)
+        except OSError as error:
+            raise KubeletUnavailable(f"{self.directory}: {error}", edge="kubelet") from error
+
+    def _check_home(self) -> None:
+        """Make sure that the directory still is the one that the kubelet looks into.
+
+        Raises:
+            PluginDirectoryReplaced: it was removed or replaced. A container's mount keeps showing
+                the old one, so only a new process, with a new mount, can help.
+        """
+        try:
+            found = self.directory.stat()
+        except OSError:
+            home = None
+        else:
+            home = (found.st_dev, found.st_ino) if found.st_nlink else None
+        if self._home is not None and home != self._home:
+            raise PluginDirectoryReplaced(
+                f"{self.directory} was removed or replaced; a new process must mount it anew"
+            )
+        self._home = home
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Why a registration is over; odd if nothing in the directory explains it."""
+
+    reason: str
+    is_odd: bool = False

@@ -1,0 +1,181 @@
+"""The spine: look, decide, write, speak; over and over, whatever woke it up.
+
+It never learns what happened, only that something may have. Everything it does to the world is
+handed in: `agent` knows who looks and who writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+
+from hailo_agent.aio.doorbell import Doorbell
+from hailo_agent.aio.latest import Latest
+from hailo_agent.aio.supervise import Backoff
+from hailo_agent.core.cdi import Outcome, Place, Spec, numbers, render
+from hailo_agent.core.change import Change, Kind, changes
+from hailo_agent.core.device import DeviceNumber
+from hailo_agent.core.health import Fault
+from hailo_agent.core.inventory import Inventory, Policy, covered, decide
+from hailo_agent.core.observation import Observation
+from hailo_agent.errors import EdgeError
+
+SETTLING_SECONDS: Final = (0.1, 0.4, 1.6)
+"""When to look again after trouble was found: a driver half-way through sends no more hints."""
+_REST_SECONDS: Final = 0.01
+"""Between two passes, at least; and never less than the last pass took."""
+_UNSETTLED = {Kind.FAULTED, Kind.FAULT_FOUND}
+_WARNINGS = {*_UNSETTLED, Kind.REMOVED}
+
+_log = structlog.get_logger()
+
+
+class Specs(Protocol):
+    """Where the spec is kept. Implemented by `runtime.specs.SpecStore`."""
+
+    async def replace(self, spec: Spec | None, numbers: Mapping[str, DeviceNumber]) -> Outcome:
+        """Make the disk say exactly this spec, or raise an EdgeError."""
+
+    async def covered(
+        self, spec: Spec | None, numbers: Mapping[str, DeviceNumber]
+    ) -> frozenset[str]:
+        """Tell which devices of this spec the file on disk covers as it stands."""
+
+
+Observe = Callable[[Sequence[str]], Awaitable[Observation]]
+"""Looks once; told why, for some reasons need no look at the machine."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Reconciler:
+    """Keeps the inventory and the spec true."""
+
+    bell: Doorbell
+    observe: Observe
+    policy: Policy
+    specs: Specs | None
+    """None where devices are delivered without CDI."""
+    place: Place
+    inventory: Latest[Inventory]
+    resync_seconds: float
+    looked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the inventory has been published for the first time."""
+    _decided: Inventory = field(default_factory=Inventory)
+    _refused: str = ""
+    _settling: Sequence[float] = ()
+    _backoff: Backoff = field(default_factory=Backoff)
+
+    async def run(self, report: Callable[[str], None]) -> None:
+        """Reconcile for ever: when rung for, when a verdict falls due, and every so often."""
+        loop = asyncio.get_running_loop()
+        reasons: Sequence[str] = ("start",)
+        resync_at = loop.time() + self.resync_seconds
+        while True:
+            started_at = loop.time()
+            due = await self._pass(reasons, report)
+            took = loop.time() - started_at
+            _log.debug(
+                "machine.reconciled", reasons=list(reasons), duration_ms=round(1000 * took, 3)
+            )
+            await asyncio.sleep(max(_REST_SECONDS, took))
+            reasons = await self.bell.wait(min(due, max(resync_at - loop.time(), 0.0)))
+            if loop.time() >= resync_at:
+                resync_at = loop.time() + self.resync_seconds
+                reasons = (*reasons, "resync")
+            reasons = reasons or ("review",)
+
+    async def _pass(self, reasons: Sequence[str], report: Callable[[str], None]) -> float:
+        """Do one pass; returns after how many seconds the next one is due by itself."""
+        try:
+            observation = await self.observe(reasons)
+        except EdgeError as error:
+            return self._refuse("machine.unreadable", error, report)
+        self._decided = decide(self._decided, observation, self.policy)
+        due = math.inf
+        published = self._decided
+        try:
+            await self._write(self._decided)
+        except EdgeError as error:
+            due = self._refuse("spec.refused", error, report)
+            published = await self._as_far_as_covered(self._decided, str(error))
+        else:
+            self._refused = ""
+            self._backoff.forget()
+            report("")
+        self._publish(published)
+        if published.review_at is not None:
+            due = min(due, max(published.review_at - asyncio.get_running_loop().time(), 0.0))
+        if self._settling:
+            due, self._settling = min(due, self._settling[0]), self._settling[1:]
+        return due
+
+    async def _write(self, decided: Inventory) -> None:
+        if self.specs is None:
+            return
+        spec = render(decided, self.place)
+        outcome = await self.specs.replace(spec, numbers(decided))
+        if outcome is not Outcome.UNCHANGED:
+            devices = 0 if spec is None else len(spec.devices) - 1
+            _log.info(outcome.value, spec={"path": self.policy.spec_path, "devices": devices})
+
+    async def _as_far_as_covered(self, decided: Inventory, reason: str) -> Inventory:
+        """Take back what the spec on disk does not cover. Bad news travels all the same."""
+        names: frozenset[str] = frozenset()
+        if self.specs is not None:
+            with suppress(EdgeError):
+                names = await self.specs.covered(render(decided, self.place), numbers(decided))
+        return covered(decided, names, reason)
+
+    def _refuse(self, event: str, error: EdgeError, report: Callable[[str], None]) -> float:
+        """Say once what is wrong, and when to try again."""
+        report(str(error))
+        delay = self._backoff.next()
+        if self._refused != str(error):
+            self._refused = str(error)
+            _log.error(event, error={"type": type(error).__name__, "message": str(error)})
+        return delay
+
+    def _publish(self, published: Inventory) -> None:
+        found = changes(self.inventory.value, published)
+        for change in found:
+            _tell(change)
+        if any(change.kind in _UNSETTLED for change in found):
+            self._settling = SETTLING_SECONDS
+        self.inventory.publish(published)
+        self.looked.set()
+
+
+def _tell(change: Change) -> None:
+    """Write the one log line of a change."""
+    write = _log.warning if change.kind in _WARNINGS else _log.info
+    if change.fault is not None:
+        write(change.kind.value, fault=_fault(change.fault))
+    if change.device is not None:
+        device = change.device
+        write(
+            change.kind.value,
+            device={
+                "id": device.id,
+                "path": None if device.devnode is None else f"/dev/{device.devnode.name}",
+                "pci": None if device.address is None else str(device.address),
+                "model": device.model.value,
+                "health": device.health.value,
+                "faults": [_fault(fault) for fault in device.faults],
+                "holders": [f"{h.namespace}/{h.pod}/{h.container}" for h in device.holders],
+            },
+        )
+
+
+def _fault(fault: Fault) -> dict[str, str]:
+    return {
+        "code": fault.code.value,
+        "subject": fault.subject,
+        "message": fault.message,
+        "remedy": fault.remedy,
+    }
