@@ -1,7 +1,7 @@
 """A whole node in a box: a machine, a kubelet, a container runtime, and the agent as a process.
 
-The agent is the real one: `hailo-agent run`, unmodified, and only its paths differ. Demo, benchmarks
-and tests stand on this; production never imports it.
+The agent is the real one: `hailo-agent run`, unmodified, and only its paths differ. Demo,
+benchmarks and tests stand on this; production never imports it.
 """
 
 from __future__ import annotations
@@ -191,7 +191,12 @@ class Node:
     @classmethod
     @asynccontextmanager
     async def build(
-        cls, root: Path, *, kubelet: bool = True, pod_resources: bool = True, **kubelet_options: Any
+        cls,
+        root: Path,
+        *,
+        kubelet: bool = True,
+        pod_resources: bool = True,
+        **kubelet_options: Any,  # noqa: ANN401 - those of Kubelet
     ) -> AsyncIterator[Node]:
         """Build a node below `root`: no driver loaded, nothing plugged in, the kubelet up."""
         cdi_dir = root / "cdi"
