@@ -30,7 +30,7 @@ from hailo_agent.core.grant import Delivery
 from hailo_agent.core.health import Patience
 from hailo_agent.core.inventory import Inventory, Policy, decide
 from hailo_agent.core.observation import Observation
-from hailo_agent.core.offer import ResourceNames
+from hailo_agent.core.offer import ResourceNames, endpoint_name
 from hailo_agent.core.runtimes import doubt
 from hailo_agent.errors import EdgeError, SpecStoreError
 from hailo_agent.host import uevent
@@ -38,7 +38,7 @@ from hailo_agent.host.scan import Scanner
 from hailo_agent.host.watch import Watched, watch
 from hailo_agent.kubelet.deviceplugin import Terms
 from hailo_agent.kubelet.podresources import PodResources
-from hailo_agent.kubelet.session import KUBELET_SOCKET, Session, endpoint_name
+from hailo_agent.kubelet.session import KUBELET_SOCKET, Session
 from hailo_agent.reconcile import Reconciler
 from hailo_agent.rpc.endpoint import serving
 from hailo_agent.runtime.specs import SpecStore
@@ -51,6 +51,8 @@ _FIRST_HOLDINGS_SECONDS: Final = 0.5
 _SPEC_CHECK_SECONDS: Final = 2.0
 """Without inotify, a spec that somebody deletes is missed this late."""
 _STREAMS_END_SECONDS: Final = 2.0
+_GRANT_IS_YOUNG_SECONDS: Final = 120.0
+"""By then the kubelet's own list tells of it, or the pod is gone."""
 _NEEDS_NO_LOOK: Final = frozenset({"granted", "holdings"})
 _THOROUGH: Final = frozenset({"start", "resync", "hangup"})
 
@@ -116,6 +118,7 @@ class Agent:
             resources=frozenset(self._names.all()),
             interval_seconds=settings.kubelet.pod_resources_seconds,
             ring=self.bell.ring,
+            is_awaited=self._awaits_holdings,
         )
         self._scanner = _scanner(settings)
         self._reconciler = Reconciler(
@@ -186,6 +189,11 @@ class Agent:
         """Gather one observation; the machine itself is only looked at if that may be why."""
         at = asyncio.get_running_loop().time()
         seen = self._seen
+        self._granted_at = {
+            device_id: granted_at
+            for device_id, granted_at in self._granted_at.items()
+            if at - granted_at < _GRANT_IS_YOUNG_SECONDS
+        }
         if seen is None or not _NEEDS_NO_LOOK.issuperset(reasons):
             seen = await self._scanner.look(at, thorough=not _THOROUGH.isdisjoint(reasons))
             self._seen = seen
@@ -282,6 +290,11 @@ class Agent:
         now = asyncio.get_running_loop().time()
         self._granted_at.update(dict.fromkeys(devices, now))
         self.bell.ring("granted")
+
+    def _awaits_holdings(self) -> bool:
+        """Whether a young list of holders would tell something, though it is like the last one."""
+        devices = self.inventory.value.devices
+        return bool(self._granted_at) or any(d.devnode is None or d.denied for d in devices)
 
     async def _serve_events(self, report: Report) -> None:
         socket = self.settings.subscribers.socket

@@ -10,10 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hailo_agent import __version__
+from hailo_agent import log as _log  # noqa: F401 - first, for it keeps rich out of every agent
 from hailo_agent.errors import EX_CONFIG, ConfigError, HailoAgentError
 from hailo_agent.settings import Loaded, add_flags, flags_from, load, show, show_json
 
@@ -29,8 +31,9 @@ _EX_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and exit with its code."""
     code = _run(sys.argv[1:] if argv is None else argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or never opened
+            stream.flush()
     # A thread that hangs in a driver would keep the interpreter from ending by itself.
     os._exit(code)
 

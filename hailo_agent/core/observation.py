@@ -85,7 +85,7 @@ class Holding:
 class Holdings:
     """Everything the kubelet says is held, and when, on the observation's clock."""
 
-    at: float
+    at: float = field(compare=False)
     entries: tuple[Holding, ...] = ()
 
 

@@ -16,6 +16,14 @@ from hailo_agent.core.inventory import Inventory
 OfferId = NewType("OfferId", str)
 
 
+def endpoint_name(resource: str) -> str:
+    """Name a resource's socket file after its full name, so that no two resources share one.
+
+    Only the part after the slash of a valid name may contain an underscore.
+    """
+    return f"{resource.replace('/', '_')}.sock"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceNames:
     """Under which resource a device is offered: by PCI id, else by model, else the default."""

@@ -43,6 +43,9 @@ MAX_ATTRIBUTE_BYTES: Final = 4096
 MAX_FAULTS_PER_CLASS: Final = 64
 """Beyond so many strange entries, one more fault counts the rest."""
 
+_MAX_HUNG_DEVICES: Final = 256
+"""Each costs a thread; they must not use up those that others share."""
+
 _PCI_ROOT = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}", re.ASCII)
 
 Step = tuple[str, str]
@@ -86,6 +89,9 @@ class Scanner:
     timeout_seconds: float
     """How long one step, which is the reading of one device, may take."""
     _hung: dict[Step, threading.Event] = field(default_factory=dict)
+    _threads: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(_MAX_HUNG_DEVICES)
+    )
     _known: dict[str, tuple[object, PciFunction | None]] = field(default_factory=dict)
 
     async def look(self, at: float, *, thorough: bool) -> Observation:
@@ -122,7 +128,9 @@ class Scanner:
 
         async def run() -> None:
             nonlocal found
-            found = await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            found = await anyio.to_thread.run_sync(
+                work, abandon_on_cancel=True, limiter=self._threads
+            )
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:

@@ -34,6 +34,8 @@ class PodResources:
     interval_seconds: float
     """Between two lists. The kubelet answers all callers of a node from one rate limit."""
     ring: Callable[[str], None]
+    is_awaited: Callable[[], bool]
+    """Whether somebody waits for a young list, even if it says the same as the last one."""
     holdings: Latest[Holdings | None] = field(default_factory=lambda: Latest(None))
 
     async def run(self, report: Callable[[str], None]) -> None:
@@ -75,5 +77,6 @@ class PodResources:
             answer = await podresources.PodResourcesListerStub(channel).list(
                 podresources.ListPodResourcesRequest(), timeout=timeout_seconds
             )
-        self.holdings.publish(from_pods(answer.pod_resources, self.resources, at))
-        self.ring("holdings")
+        moved = self.holdings.publish(from_pods(answer.pod_resources, self.resources, at))
+        if moved or self.is_awaited():
+            self.ring("holdings")

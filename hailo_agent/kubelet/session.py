@@ -19,6 +19,7 @@ from hailo_agent.aio.doorbell import Doorbell
 from hailo_agent.aio.latest import Latest
 from hailo_agent.aio.supervise import Backoff
 from hailo_agent.core.inventory import Inventory
+from hailo_agent.core.offer import endpoint_name
 from hailo_agent.errors import (
     EdgeError,
     KubeletUnavailable,
@@ -46,11 +47,6 @@ _log = structlog.get_logger()
 Identity = tuple[int, int]
 
 
-def endpoint_name(resource: str) -> str:
-    """Name a resource's socket file after its full name, so that no two resources share one."""
-    return f"{resource.replace('/', '_')}.sock"
-
-
 @dataclass(slots=True, kw_only=True)
 class Session:
     """Keeps one resource registered with whatever kubelet there is."""
@@ -63,6 +59,7 @@ class Session:
     hints: Doorbell = field(default_factory=Doorbell)
     """Rung when something in the directory changed."""
     _home: Identity | None = None
+    _complaint: str = ""
 
     async def run(self, report: Callable[[str], None]) -> None:
         """Serve and register, again and again.
@@ -74,21 +71,15 @@ class Session:
         loop = asyncio.get_running_loop()
         while True:
             kubelet = await self._kubelet_present(report)
+            if kubelet is None:
+                return
             started_at = loop.time()
             try:
                 lost = await self._once(kubelet, report)
             except EdgeError as error:
                 self._check_home()
                 delay = backoff.next(loop.time() - started_at)
-                report(str(error))
-                _log.warning(
-                    "plugin.rejected"
-                    if isinstance(error, RegistrationRejected)
-                    else "plugin.unserved",
-                    resource=self.terms.resource,
-                    error={"type": type(error).__name__, "message": str(error)},
-                    delay_seconds=round(delay, 3),
-                )
+                self._complain(error, report)
             else:
                 if self.inventory.closed:
                     return
@@ -105,6 +96,7 @@ class Session:
             await self._call_self(path)
             await self._register(path.name)
             report("")
+            self._complaint = ""
             _log.info(
                 "plugin.registered", resource=self.terms.resource, endpoint={"path": str(path)}
             )
@@ -115,19 +107,36 @@ class Session:
             await endpoint.connections.all_closed(_HANG_UP_SECONDS)
         return lost
 
-    async def _kubelet_present(self, report: Callable[[str], None]) -> Identity:
-        waiting = False
-        while True:
+    async def _kubelet_present(self, report: Callable[[str], None]) -> Identity | None:
+        """Wait for the kubelet's socket; None if the agent stops before it comes."""
+        waiting_for = ""
+        while not self.inventory.closed:
             self._check_home()
             kubelet = self._look(KUBELET_SOCKET)
             if kubelet is not None:
                 return kubelet
-            if not waiting:
-                waiting = True
-                reason = f"waiting for the kubelet's socket {self.directory / KUBELET_SOCKET}"
+            reason = f"waiting for the kubelet's socket {self.directory / KUBELET_SOCKET}"
+            if self._home is None:
+                reason += "; its directory does not exist: is a kubelet here, and is it mounted?"
+            if reason != waiting_for:
+                waiting_for = reason
                 report(reason)
                 _log.info("plugin.waiting", resource=self.terms.resource, reason=reason)
             await self.hints.wait(_CHECK_SECONDS)
+        return None
+
+    def _complain(self, error: EdgeError, report: Callable[[str], None]) -> None:
+        """Say what is wrong, once for as long as it stays the same."""
+        report(str(error))
+        if str(error) == self._complaint:
+            return
+        self._complaint = str(error)
+        rejected = isinstance(error, RegistrationRejected)
+        _log.warning(
+            "plugin.rejected" if rejected else "plugin.unregistered",
+            resource=self.terms.resource,
+            error={"type": type(error).__name__, "message": str(error)},
+        )
 
     async def _call_self(self, path: Path) -> None:
         """Make sure that the socket answers before anybody is told of it."""
@@ -181,6 +190,8 @@ class Session:
         loop = asyncio.get_running_loop()
         until = loop.time() + delay
         while (left := until - loop.time()) > 0 and self._look(KUBELET_SOCKET) == kubelet:
+            if self.inventory.closed:
+                return
             await self.hints.wait(min(left, _CHECK_SECONDS))
 
     def _look(self, name: str) -> Identity | None:

@@ -18,16 +18,10 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-MODELS: Final = (
-    "hailo-8",
-    "hailo-8l",
-    "hailo-8r",
-    "hailo-10h",
-    "hailo-12l",
-    "hailo-15h",
-    "hailo-15l",
-    "unknown",
-)
+from hailo_agent.core.device import Model
+from hailo_agent.core.offer import endpoint_name
+
+MODELS: Final = tuple(model.value for model in Model)
 """The models that `resource.names` may speak of."""
 
 KUBELET_PLUGIN_DIR: Final = Path("/var/lib/kubelet/device-plugins")
@@ -85,14 +79,6 @@ def _fits_sun_path(path: Path, *, remedy: str, key: str = "") -> None:
 def temporary(socket: Path) -> Path:
     """Return a path as long as the one a socket is bound at before it is renamed into place."""
     return socket.with_name(f".{socket.name}.{'0' * 8}")
-
-
-def endpoint(resource: str) -> str:
-    """Return the file name of the socket that serves one resource.
-
-    No two valid names share one: only the part after the slash may contain an underscore.
-    """
-    return resource.replace("/", "_") + ".sock"
 
 
 def _kubelet_root(path: Path) -> Path:
@@ -458,12 +444,12 @@ class Settings(BaseSettings):
     def _endpoints_fit_a_socket_address(self) -> Self:
         longest = max([self.resource.name, *self.resource.names.values()], key=len)
         _fits_sun_path(
-            temporary(self.kubelet.plugin_dir / endpoint(longest)),
+            temporary(self.kubelet.plugin_dir / endpoint_name(longest)),
             remedy=f"mount the directory at a shorter path, or shorten the resource {longest}",
             key="kubelet.plugin_dir",
         )
         _fits_sun_path(
-            KUBELET_PLUGIN_DIR / endpoint(longest),  # the kubelet dials it under its own path
+            KUBELET_PLUGIN_DIR / endpoint_name(longest),  # the kubelet dials it under its own path
             remedy=f"shorten the resource {longest}",
             key="resource.name" if longest == self.resource.name else "resource.names",
         )
