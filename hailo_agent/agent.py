@@ -41,6 +41,7 @@ from hailo_agent.kubelet.podresources import PodResources
 from hailo_agent.kubelet.session import KUBELET_SOCKET, Session
 from hailo_agent.reconcile import Reconciler
 from hailo_agent.rpc.endpoint import serving
+from hailo_agent.runtime.links import DeviceLinks
 from hailo_agent.runtime.specs import SpecStore
 from hailo_agent.settings import Settings
 from hailo_agent.subscribers.mapping import About, to_inventory
@@ -126,6 +127,9 @@ class Agent:
             observe=self._observe,
             policy=_policy(settings, self._names),
             specs=self._specs if self._needs_spec else None,
+            links=DeviceLinks(settings.runtime.links_dir)
+            if Delivery.DEVICESPEC in self._delivery
+            else None,
             place=_place(settings),
             inventory=self.inventory,
             resync_seconds=settings.host.resync_seconds,
@@ -279,7 +283,7 @@ class Agent:
                 resource=resource,
                 names=self._names,
                 delivery=self._delivery,
-                host_dev=str(self.settings.runtime.host_dev),
+                place=_place(self.settings),
                 granted=self._remember_grant,
             ),
             inventory=self.inventory,
@@ -356,7 +360,11 @@ def _scanner(settings: Settings) -> Scanner:
 
 
 def _place(settings: Settings) -> Place:
-    return Place(dev=str(settings.runtime.host_dev), sys=str(settings.runtime.host_sys))
+    return Place(
+        dev=str(settings.runtime.host_dev),
+        sys=str(settings.runtime.host_sys),
+        links=str(settings.runtime.host_links_dir),
+    )
 
 
 def _policy(settings: Settings, names: ResourceNames) -> Policy:

@@ -54,6 +54,9 @@ LEVELS: Final[Mapping[str, int]] = {
     "error": logging.ERROR,
 }
 
+_CHATTY: Final = ("watchfiles", "asyncio")
+"""Libraries that tell at info or debug what we tell ourselves, or what nobody asked for."""
+
 _STALL_MILLISECONDS: Final = 100
 _BEYOND_JSON: Final = 1 << 63
 
@@ -93,6 +96,8 @@ def configure(
     )
     logging.basicConfig(handlers=[_Bridge(render, sink)], level=LEVELS[level], force=True)
     logging.captureWarnings(capture=True)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def set_level(name: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -18,7 +17,7 @@ import structlog
 from hailo_agent.aio.doorbell import Doorbell
 from hailo_agent.aio.latest import Latest
 from hailo_agent.aio.supervise import Backoff
-from hailo_agent.core.cdi import Outcome, Place, Spec, numbers, render
+from hailo_agent.core.cdi import Outcome, Place, Spec, links, numbers, render
 from hailo_agent.core.change import Change, Kind, changes
 from hailo_agent.core.device import DeviceNumber
 from hailo_agent.core.health import Fault
@@ -48,6 +47,16 @@ class Specs(Protocol):
         """Tell which devices of this spec the file on disk covers as it stands."""
 
 
+class Links(Protocol):
+    """Where lasting names of devnodes are kept. Implemented by `runtime.links.DeviceLinks`."""
+
+    async def replace(self, targets: Mapping[str, str]) -> bool:
+        """Make the disk say exactly this, or raise an EdgeError."""
+
+    def covered(self, targets: Mapping[str, str]) -> frozenset[str]:
+        """Tell which of these links lead where they should."""
+
+
 Observe = Callable[[Sequence[str]], Awaitable[Observation]]
 """Looks once; told why, for some reasons need no look at the machine."""
 
@@ -61,6 +70,8 @@ class Reconciler:
     policy: Policy
     specs: Specs | None
     """None where devices are delivered without CDI."""
+    links: Links | None
+    """None where devices are delivered by CDI alone."""
     place: Place
     inventory: Latest[Inventory]
     resync_seconds: float
@@ -116,6 +127,8 @@ class Reconciler:
         return due
 
     async def _write(self, decided: Inventory) -> None:
+        if self.links is not None:
+            await self.links.replace(links(decided, self.place))
         if self.specs is None:
             return
         spec = render(decided, self.place)
@@ -126,10 +139,14 @@ class Reconciler:
 
     async def _as_far_as_covered(self, decided: Inventory, reason: str) -> Inventory:
         """Take back what the spec on disk does not cover. Bad news travels all the same."""
-        names: frozenset[str] = frozenset()
+        names = frozenset(str(device.id) for device in decided.devices)
+        if self.links is not None:
+            names &= self.links.covered(links(decided, self.place))
         if self.specs is not None:
-            with suppress(EdgeError):
-                names = await self.specs.covered(render(decided, self.place), numbers(decided))
+            try:
+                names &= await self.specs.covered(render(decided, self.place), numbers(decided))
+            except EdgeError:
+                names = frozenset()
         return covered(decided, names, reason)
 
     def _refuse(self, event: str, error: EdgeError, report: Callable[[str], None]) -> float:
@@ -144,14 +161,14 @@ class Reconciler:
     def _publish(self, published: Inventory) -> None:
         found = changes(self.inventory.value, published)
         for change in found:
-            _tell(change)
+            _tell(change, self.place)
         if any(change.kind in _UNSETTLED for change in found):
             self._settling = SETTLING_SECONDS
         self.inventory.publish(published)
         self.looked.set()
 
 
-def _tell(change: Change) -> None:
+def _tell(change: Change, place: Place) -> None:
     """Write the one log line of a change."""
     write = _log.warning if change.kind in _WARNINGS else _log.info
     if change.fault is not None:
@@ -162,7 +179,7 @@ def _tell(change: Change) -> None:
             change.kind.value,
             device={
                 "id": device.id,
-                "path": None if device.devnode is None else f"/dev/{device.devnode.name}",
+                "path": None if device.devnode is None else f"{place.dev}/{device.devnode.name}",
                 "pci": None if device.address is None else str(device.address),
                 "model": device.model.value,
                 "health": device.health.value,

@@ -99,10 +99,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the container runtime finds devnodes and sysfs; our own mounts may differ."""
+    """Where the container runtime finds things; our own mounts may differ."""
 
     dev: str = "/dev"
     sys: str = "/sys"
+    links: str = "/run/hailo-agent/devices"
+    """Directory of links named after device ids."""
 
 
 def render(inventory: Inventory, place: Place) -> Spec | None:
@@ -135,6 +137,15 @@ def numbers(inventory: Inventory) -> Mapping[str, DeviceNumber]:
     """
     return {
         device.id: device.devnode.number
+        for device in inventory.devices
+        if device.devnode is not None and _is_injectable(device)
+    }
+
+
+def links(inventory: Inventory, place: Place) -> Mapping[str, str]:
+    """Tell for each device that could be injected now where the link of its name must lead."""
+    return {
+        device.id: f"{place.dev}/{device.devnode.name}"
         for device in inventory.devices
         if device.devnode is not None and _is_injectable(device)
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hailo_agent.core.cdi import KIND, qualified
+from hailo_agent.core.cdi import KIND, Place, qualified
 from hailo_agent.core.device import Device
 from hailo_agent.core.offer import Offer, OfferId
 from hailo_agent.errors import DeviceUnavailable, UnknownOffer
@@ -41,8 +41,12 @@ class Grant:
     devices: tuple[Device, ...] = ()
     cdi_devices: tuple[str, ...] = ()
     annotations: tuple[tuple[str, str], ...] = ()
-    devnodes: tuple[str, ...] = ()
-    """Host paths, which are also the paths in the container."""
+    devnodes: tuple[tuple[str, str], ...] = ()
+    """Path on the host and path in the container.
+
+    The host's is a link named after the device: this answer is used again when the container
+    restarts, and `/dev/hailo0` may be another device by then.
+    """
 
 
 def grant(
@@ -51,7 +55,7 @@ def grant(
     *,
     resource: str,
     delivery: frozenset[Delivery],
-    host_dev: str,
+    place: Place,
 ) -> Grant:
     """Decide what one container receives, or refuse and name the device and the reason.
 
@@ -76,7 +80,9 @@ def grant(
         cdi_devices=names if Delivery.CRI in delivery else (),
         annotations=_annotation(names) if Delivery.ANNOTATION in delivery else (),
         devnodes=tuple(
-            f"{host_dev}/{device.devnode.name}" for device in devices if device.devnode is not None
+            (f"{place.links}/{device.id}", f"{place.dev}/{device.devnode.name}")
+            for device in devices
+            if device.devnode is not None
         )
         if Delivery.DEVICESPEC in delivery
         else (),

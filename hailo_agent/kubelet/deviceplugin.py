@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from hailo_agent.aio.latest import Latest
+from hailo_agent.core.cdi import Place
 from hailo_agent.core.device import DeviceId
 from hailo_agent.core.grant import Delivery, Grant, grant
 from hailo_agent.core.health import Health
@@ -37,7 +38,7 @@ class Terms:
     resource: str
     names: ResourceNames
     delivery: frozenset[Delivery]
-    host_dev: str
+    place: Place
     granted: Callable[[Iterable[DeviceId]], None]
     """Told of every grant, before the kubelet is."""
 
@@ -170,7 +171,7 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
             [OfferId(device_id) for device_id in device_ids],
             resource=self._terms.resource,
             delivery=self._terms.delivery,
-            host_dev=self._terms.host_dev,
+            place=self._terms.place,
         )
 
     def _offers(self) -> tuple[Offer, ...]:

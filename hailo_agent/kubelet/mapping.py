@@ -39,8 +39,8 @@ def to_container(grant: Grant) -> deviceplugin.ContainerAllocateResponse:
         annotations=dict(grant.annotations),
         cdi_devices=[deviceplugin.CdiDevice(name=name) for name in grant.cdi_devices],
         devices=[
-            deviceplugin.DeviceSpec(host_path=path, container_path=path, permissions="rw")
-            for path in grant.devnodes
+            deviceplugin.DeviceSpec(host_path=host, container_path=container, permissions="rw")
+            for host, container in grant.devnodes
         ],
     )
 

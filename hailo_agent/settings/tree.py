@@ -304,6 +304,15 @@ class Runtime(Section):
         " what an earlier configuration left behind, and for specs of others that define"
         " our devices.",
     )
+    links_dir: Directory = Field(
+        default=Path("/run/hailo-agent/devices"),
+        description="Directory of links named after device ids, which lead to the devnodes;"
+        " kept for the delivery devicespec.",
+    )
+    host_links_dir: Directory = Field(
+        default=Path("/run/hailo-agent/devices"),
+        description="runtime.links_dir as the container runtime sees it.",
+    )
     host_dev: Directory = Field(
         default=Path("/dev"),
         description="host.dev as the container runtime sees it; it goes into the spec.",

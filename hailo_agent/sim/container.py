@@ -5,6 +5,7 @@
 against a directory that stands for the host's root.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from hailo_agent.runtime import reader
+
+_MOST_LINKS = 40  # as the kernel has it
 
 
 class ContainerNotCreated(Exception):
@@ -183,6 +186,22 @@ def below(root: Path, path: str) -> Path:
     return root / path.lstrip("/")
 
 
+def _resolved(root: Path, path: str) -> Path:
+    """Follow links as the host would, for which `root` is the root of everything.
+
+    Raises:
+        OSError: a link leads nowhere, or in circles.
+    """
+    for _ in range(_MOST_LINKS):
+        found = below(root, path)
+        if not found.is_symlink():
+            found.lstat()
+            return found
+        target = found.readlink()
+        path = os.path.normpath(PurePosixPath(path).parent / target)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
 def device_at(path: Path) -> Node:
     """Look at a device node; anything else there, a symlink too, is none."""
     status = path.lstat()
@@ -226,9 +245,8 @@ class Making:
 
     def adddevice_at(self, device: DeviceSpec) -> None:
         """Add a plain device (containerd's `WithDevices`): symlinks followed, host's owner kept."""
-        host = below(self.root, device.host_path)
         try:
-            node = device_at(host.resolve(strict=True))
+            node = device_at(_resolved(self.root, device.host_path))
         except OSError as error:
             why = os.strerror(error.errno).lower() if error.errno else str(error)
             message = f'failed to apply device "{device.host_path}": {why}'

@@ -244,6 +244,7 @@ class Node:
             f"--host.sys={self.machine.sys}",
             f"--runtime.cdi-dir={self.cdi_dir}",
             f"--runtime.cdi-search-dirs={self.cdi_dir}",
+            f"--runtime.links-dir={self.machine.root}/run/hailo-agent/devices",
             f"--kubelet.plugin-dir={self.plugin_dir}",
             f"--kubelet.root={self.root / 'kubelet'}",
             f"--subscribers.socket={self.agent_socket}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from hailo_agent.errors import SubscriberError
@@ -28,7 +28,7 @@ async def get_inventory(socket: Path) -> agentapi.Inventory:
     return answer.inventory
 
 
-async def watch(socket: Path) -> AsyncIterator[agentapi.WatchResponse]:
+async def watch(socket: Path) -> AsyncGenerator[agentapi.WatchResponse, None]:
     """Follow a running agent; ends when the agent stops.
 
     Raises:

@@ -289,7 +289,7 @@ class Fault(betterproto2.Message):
 
     code: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    For programs: "devnode-missing". Codes are listed in the reference, and never change meaning.
+    For programs: "devnode.missing". Codes are listed in the reference, and never change meaning.
     """
 
     subject: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
