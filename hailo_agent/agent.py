@@ -69,7 +69,8 @@ async def run(settings: Settings, *, reload: Callable[[], None]) -> None:
     agent = Agent(settings)
     async with anyio.create_task_group() as group:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            await agent.start(group)
+            # In a task: a look that hangs must not keep us from hearing that we should stop.
+            group.start_soon(agent.start, group)
             async for number in signals:
                 if number is signal.SIGHUP:
                     reload()

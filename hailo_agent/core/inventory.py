@@ -10,7 +10,16 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from hailo_agent.core.device import ALL, Device, DeviceId, Devnode, Holder, Model, model_of
+from hailo_agent.core.device import (
+    ALL,
+    Device,
+    DeviceId,
+    Devnode,
+    Holder,
+    Model,
+    PciAddress,
+    model_of,
+)
 from hailo_agent.core.health import Fault, FaultCode, Health, Patience, judge
 from hailo_agent.core.observation import Holdings, NodeKind, Observation, Sighting
 
@@ -108,7 +117,7 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
             reviews += [] if due_at is None else [due_at]
         devices.append(device)
         reviews += [] if verdict.review_at is None else [verdict.review_at]
-    faults += _unserved(observation)
+    faults += _unserved(observation, (known[i].address for i in seen if i in known))
     faults += _conflicts(observation, devices, policy)
     return Inventory(
         devices=tuple(devices),
@@ -383,8 +392,9 @@ def _nameless(sighting: Sighting) -> Fault:
     )
 
 
-def _unserved(observation: Observation) -> Iterable[Fault]:
-    served = {sighting.address for sighting in observation.sightings}
+def _unserved(observation: Observation, known: Iterable[PciAddress | None]) -> Iterable[Fault]:
+    """Report functions that nothing serves; a known device may hide its address for now."""
+    served = {*known, *(sighting.address for sighting in observation.sightings)}
     for function in observation.functions:
         if function.address in served:
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -221,8 +222,13 @@ def _read(path: Path) -> bytes | None:
         if error.errno in {errno.ELOOP, errno.ENXIO}:
             return None  # a symlink or a socket: the rename will replace it
         raise
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(_MAX_SPEC_BYTES)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None  # a directory, perhaps: publishing will say so
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(_MAX_SPEC_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _try_read(path: Path) -> bytes | None:
