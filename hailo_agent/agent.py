@@ -85,21 +85,24 @@ async def run(settings: Settings, *, reload: Callable[[], None]) -> None:
 
 async def look(settings: Settings) -> agentapi.Inventory:
     """Look at the machine once, without an agent, a kubelet or a trace."""
-    inventory, names = await _inventory(settings)
-    return to_inventory(inventory, 0, (), _about(settings, names))
+    _, inventory = await observe_once(settings)
+    return to_inventory(inventory, 0, (), _about(settings, resource_names(settings)))
 
 
 async def look_for_spec(settings: Settings) -> tuple[Spec | None, Mapping[str, DeviceNumber]]:
     """Render the spec of what is here now, and the device numbers behind its names."""
-    inventory, _ = await _inventory(settings)
+    _, inventory = await observe_once(settings)
     return render(inventory, _place(settings)), numbers(inventory)
 
 
-async def _inventory(settings: Settings) -> tuple[Inventory, ResourceNames]:
-    names = _names(settings)
-    scanner = _scanner(settings)
-    seen = await scanner.look(asyncio.get_running_loop().time(), thorough=True)
-    return decide(Inventory(), seen, _policy(settings, names)), names
+async def observe_once(settings: Settings) -> tuple[Observation, Inventory]:
+    """Look at the machine once, and weigh what was seen.
+
+    Raises:
+        HostError: sysfs does not answer.
+    """
+    seen = await _scanner(settings).look(asyncio.get_running_loop().time(), thorough=True)
+    return seen, decide(Inventory(), seen, _policy(settings, resource_names(settings)))
 
 
 class Agent:
@@ -111,7 +114,7 @@ class Agent:
         self.roster = Roster()
         self.inventory: Latest[Inventory] = Latest(Inventory())
         self._delivery = frozenset(Delivery(way) for way in settings.runtime.delivery)
-        self._names = _names(settings)
+        self._names = resource_names(settings)
         self._specs = SpecStore(
             directory=settings.runtime.cdi_dir, search=settings.runtime.cdi_search_dirs
         )
@@ -337,7 +340,8 @@ class Agent:
 # --- what each room is given of the settings ---
 
 
-def _names(settings: Settings) -> ResourceNames:
+def resource_names(settings: Settings) -> ResourceNames:
+    """Say which resources are served, and what is offered under which."""
     return ResourceNames(default=settings.resource.name, by_kind=dict(settings.resource.names))
 
 

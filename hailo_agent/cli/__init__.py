@@ -1,4 +1,4 @@
-"""The verbs: `hailo-agent run | devices | cdi | simulate | config | --version`.
+"""The verbs: `hailo-agent run | devices | cdi | doctor | simulate | config | --version`.
 
 The outermost room. It reads the command line, sets up logging, and turns errors into one line and
 an exit code; what a verb does stands in the module of its name.
@@ -85,6 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     validate = _verb(kinds, "validate", _cdi_validate, "check a file by the rules of CDI readers")
     validate.add_argument("file", type=Path, metavar="FILE")
 
+    doctor = _verb(verbs, "doctor", _doctor, "say why this node does or does not work")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR", help="where the host's / is mounted"
+    )
+    doctor.add_argument(
+        "--kernel-log",
+        type=Path,
+        default=Path("/dev/kmsg"),
+        metavar="FILE",
+        help="the kernel's log, or a file with the output of dmesg",
+    )
+
     simulate = _verb(verbs, "simulate", _simulate, "run a node in a box, without a chip")
     simulate.add_argument("--story", action="store_true", help="tell the demo's story, and end")
 
@@ -144,6 +157,17 @@ def _cdi_validate(arguments: argparse.Namespace, _: Loaded) -> int:
     from hailo_agent.cli.cdi import validate
 
     return validate(arguments.file)
+
+
+def _doctor(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.doctor import doctor
+
+    return doctor(
+        loaded.settings,
+        root=arguments.root,
+        kernel_log=arguments.kernel_log,
+        as_json=arguments.json,
+    )
 
 
 def _simulate(arguments: argparse.Namespace, loaded: Loaded) -> int:

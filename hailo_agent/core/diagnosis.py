@@ -473,18 +473,15 @@ def _spec(facts: Facts) -> Iterator[Finding]:
     if not facts.needs_spec:
         return
     usable = {device.id for device in facts.inventory.devices if device.is_usable}
-    if not spec.directory_exists or spec.is_writable is False:
+    if spec.is_writable is False:
         yield Finding(
             check="cdi.directory",
             looked_at=spec.path,
-            found="its directory cannot be written"
-            if spec.directory_exists
-            else "its directory does not exist",
-            verdict=Verdict.DEGRADED if not spec.directory_exists else Verdict.BROKEN,
+            found="its directory cannot be written",
+            verdict=Verdict.BROKEN,
             why="runtimes find there what our device names mean",
-            next_step="the agent makes it when it runs as root"
-            if not spec.directory_exists
-            else "run the agent as root and mount the directory writable, or set runtime.cdi_dir",
+            next_step="run the agent as root and mount the directory writable, or set"
+            " runtime.cdi_dir (as an ordinary user, the doctor cannot tell)",
         )
     if spec.is_symlink:
         yield Finding(
@@ -499,7 +496,7 @@ def _spec(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             check="cdi.spec",
             looked_at=spec.path,
-            found="no spec",
+            found="no spec" if spec.directory_exists else "no spec, nor its directory",
             verdict=Verdict.BROKEN if usable else Verdict.OK,
             why="no container can be given a device by name" if usable else "",
             next_step="start the agent, or `hailo-agent cdi generate` without Kubernetes"

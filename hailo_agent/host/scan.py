@@ -52,7 +52,7 @@ Step = tuple[str, str]
 """What is being looked at: a class and an entry, or `pci` and an address."""
 
 
-class _Unreadable(Exception):
+class _Unreadable(ValueError):
     """Raised when an attribute exists but cannot be taken at its word; says why."""
 
 

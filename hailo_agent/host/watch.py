@@ -41,13 +41,13 @@ async def watch(watched: Sequence[Watched], report: Callable[[str], None]) -> No
     """Ring for changes in the directories, until cancelled. Absent ones are awaited.
 
     Raises:
-        HostError: inotify is not to be had.
+        HostError: inotify is not to be had (inside an exception group).
     """
-    identities: dict[Path, tuple[int, int]] = {}
+    identities: dict[Path, tuple[int, int]] | None = None
     while True:
         before, identities = identities, _identities(watched)
         for one in watched:
-            if before and identities.get(one.directory) != before.get(one.directory):
+            if before is not None and identities.get(one.directory) != before.get(one.directory):
                 one.ring()  # it came, went or was replaced, with whatever was in it
         present = [one for one in watched if one.directory in identities]
         async with anyio.create_task_group() as group:

@@ -70,6 +70,10 @@ class SpecStore:
         """Remove what we left elsewhere: specs in other directories, temporary files in ours."""
         return await self._in_thread(self._remove_leftovers)
 
+    async def leftovers(self) -> tuple[Path, ...]:
+        """List what `remove_leftovers` would remove."""
+        return await self._in_thread(lambda: tuple(self._leftovers()))
+
     async def foreign_names(self) -> tuple[tuple[str, str], ...]:
         """List the devices of our kind that files of others define, as (path, device name)."""
         return await self._in_thread(self._foreign_names)
