@@ -66,7 +66,21 @@ async def run(settings: Settings, *, reload: Callable[[], None]) -> None:
     Raises:
         PluginDirectoryReplaced: a new process is needed (inside an exception group).
     """
-    agent = Agent(settings)
+    await _run(Agent(settings), reload)
+
+
+async def run_without_kubelet(settings: Settings, *, reload: Callable[[], None]) -> None:
+    """Keep the spec true, for podman and docker; nobody is told of devices but subscribers.
+
+    No pod can hold a device here, so what is gone is forgotten at once.
+    """
+    kubelet = settings.kubelet.model_copy(update={"tombstone_seconds": 0.0})
+    runtime = settings.runtime.model_copy(update={"delivery": (Delivery.CRI.value,)})
+    update = {"kubelet": kubelet, "runtime": runtime}
+    await _run(Agent(settings.model_copy(update=update), with_kubelet=False), reload)
+
+
+async def _run(agent: Agent, reload: Callable[[], None]) -> None:
     async with anyio.create_task_group() as group:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             # In a task: a look that hangs must not keep us from hearing that we should stop.
@@ -108,8 +122,9 @@ async def observe_once(settings: Settings) -> tuple[Observation, Inventory]:
 class Agent:
     """Everything that lives while the agent runs. Started once, in a task group of the caller's."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, with_kubelet: bool = True) -> None:
         self.settings = settings
+        self._with_kubelet = with_kubelet
         self.bell = Doorbell()
         self.roster = Roster()
         self.inventory: Latest[Inventory] = Latest(Inventory())
@@ -138,7 +153,8 @@ class Agent:
             inventory=self.inventory,
             resync_seconds=settings.host.resync_seconds,
         )
-        self._sessions = tuple(self._session(resource) for resource in self._names.all())
+        resources = self._names.all() if with_kubelet else ()
+        self._sessions = tuple(self._session(resource) for resource in resources)
         self._granted_at: dict[DeviceId, float] = {}
         self._seen: Observation | None = None
 
@@ -157,14 +173,16 @@ class Agent:
             self._begin(group, Part(name="subscribers", run=self._serve_events, essential=False))
         if self._needs_spec:
             await self._remove_leftovers()
-        await self._holdings.first(_FIRST_HOLDINGS_SECONDS)
+        if self._with_kubelet:
+            await self._holdings.first(_FIRST_HOLDINGS_SECONDS)
         self._begin(group, Part(name="reconciler", run=self._reconciler.run))
         for part in self._sensors():
             self._begin(group, part)
         await self._reconciler.looked.wait()
         for session in self._sessions:
             self._begin(group, Part(name=f"plugin {session.terms.resource}", run=session.run))
-        self._begin(group, Part(name="pod-resources", run=self._holdings.run, essential=False))
+        if self._with_kubelet:
+            self._begin(group, Part(name="pod-resources", run=self._holdings.run, essential=False))
 
     async def stop(self) -> None:
         """End every stream, and give those who listen a moment to hang up by themselves."""
@@ -182,10 +200,10 @@ class Agent:
     def _introduce(self) -> None:
         _log.info(
             "agent.started",
-            resources=list(self._names.all()),
+            resources=[session.terms.resource for session in self._sessions],
             delivery=sorted(self._delivery),
             spec={"path": str(self._specs.path)} if self._needs_spec else None,
-            plugin_dir=str(self.settings.kubelet.plugin_dir),
+            plugin_dir=str(self.settings.kubelet.plugin_dir) if self._with_kubelet else None,
         )
         reason = doubt(self.settings.runtime.version, self._delivery)
         if reason:
@@ -247,12 +265,15 @@ class Agent:
                 matters=lambda name: any(pattern.fullmatch(name) for pattern in patterns),
                 ring=partial(self.bell.ring, "inotify"),
             ),
-            Watched(
-                directory=self.settings.kubelet.plugin_dir,
-                matters=sockets.__contains__,
-                ring=self._hint_sessions,
-            ),
         ]
+        if self._with_kubelet:
+            watched.append(
+                Watched(
+                    directory=self.settings.kubelet.plugin_dir,
+                    matters=sockets.__contains__,
+                    ring=self._hint_sessions,
+                )
+            )
         if self._needs_spec:
             watched.append(
                 Watched(

@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     kinds = cdi.add_subparsers(required=True, metavar="WHAT")
     generate = _verb(kinds, "generate", _cdi_generate, "write the spec of what is here now, once")
     generate.add_argument("--output", type=Path, metavar="DIR", help="instead of runtime.cdi_dir")
+    _verb(kinds, "list", _cdi_list, "print the names that podman and docker take")
+    _verb(kinds, "watch", _cdi_watch, "keep the spec true as devices come and go, no kubelet")
     _verb(kinds, "show", _cdi_show, "print the spec of what is here now; writes nothing")
     validate = _verb(kinds, "validate", _cdi_validate, "check a file by the rules of CDI readers")
     validate.add_argument("file", type=Path, metavar="FILE")
@@ -145,6 +147,18 @@ def _cdi_generate(arguments: argparse.Namespace, loaded: Loaded) -> int:
     from hailo_agent.cli.cdi import generate
 
     return generate(loaded.settings, arguments.output or loaded.settings.runtime.cdi_dir)
+
+
+def _cdi_list(_: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.cdi import list_names
+
+    return list_names(loaded.settings)
+
+
+def _cdi_watch(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.run import watch
+
+    return watch(arguments, loaded)
 
 
 def _cdi_show(_: argparse.Namespace, loaded: Loaded) -> int:

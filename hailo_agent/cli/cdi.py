@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from hailo_agent import agent
+from hailo_agent.core.cdi import FILE_NAME, qualified
 from hailo_agent.errors import HostError
-from hailo_agent.runtime.reader import SpecInvalid, read
+from hailo_agent.runtime.reader import Document, SpecInvalid, read
 from hailo_agent.runtime.specs import SpecStore
 from hailo_agent.settings import Settings
 
@@ -39,17 +40,39 @@ def show(settings: Settings) -> int:
     return 0
 
 
+def list_names(settings: Settings) -> int:
+    """Print the qualified names of the spec on disk, one a line."""
+    path = settings.runtime.cdi_dir / FILE_NAME
+    if not path.exists():
+        remedy = "`hailo-agent cdi generate` writes one"
+        print(f"hailo-agent: there is no spec at {path}; {remedy}", file=sys.stderr)
+        return _EX_FAILED
+    for name in _read(path).devices:
+        print(qualified(name))
+    return 0
+
+
 def validate(file: Path) -> int:
     """Check a file as a strict reader would, and name every line and field that is wrong."""
     try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise HostError(f"cannot read {file}: {error.strerror}", edge="cli") from error
-    try:
-        document = read(text, name=file.name)
+        document = _read(file)
     except SpecInvalid as invalid:
         for problem in invalid.problems:
             print(f"{file}:{problem}")
         return _EX_FAILED
     print(f"{file}: valid, CDI {document.version}, {document.kind}: {', '.join(document.devices)}")
     return 0
+
+
+def _read(file: Path) -> Document:
+    """Read a spec.
+
+    Raises:
+        HostError: the file cannot be read.
+        SpecInvalid: no CDI reader would accept it.
+    """
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise HostError(f"cannot read {file}: {error.strerror}", edge="cli") from error
+    return read(text, name=file.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import structlog
@@ -13,14 +15,26 @@ from hailo_agent import __version__, agent, log
 from hailo_agent.errors import EX_SOFTWARE, EX_TEMPFAIL, ConfigError, PluginDirectoryReplaced
 from hailo_agent.settings import Loaded, Settings, flags_from, load
 
+Life = Callable[[Settings], Awaitable[None]]
+
 
 def run(arguments: argparse.Namespace, loaded: Loaded) -> int:
     """Run until SIGTERM; 75 if only a new process can go on, 70 for a bug."""
-    settings = loaded.settings
+    reload = partial(_reload, arguments)
+    return _live(loaded.settings, partial(agent.run, reload=reload))
+
+
+def watch(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    """Keep the spec true until SIGTERM, without a kubelet."""
+    reload = partial(_reload, arguments)
+    return _live(loaded.settings, partial(agent.run_without_kubelet, reload=reload))
+
+
+def _live(settings: Settings, life: Life) -> int:
     _configure_log(settings)
     code = 0
     try:
-        anyio.run(_agent, settings, arguments)
+        anyio.run(life, settings)
     except* PluginDirectoryReplaced as group:
         structlog.get_logger().error("agent.displaced", reason=str(_first(group)))
         code = EX_TEMPFAIL
@@ -28,10 +42,6 @@ def run(arguments: argparse.Namespace, loaded: Loaded) -> int:
         structlog.get_logger().critical("agent.crashed", exc_info=True)
         code = EX_SOFTWARE
     return code
-
-
-async def _agent(settings: Settings, arguments: argparse.Namespace) -> None:
-    await agent.run(settings, reload=lambda: _reload(arguments))
 
 
 def _reload(arguments: argparse.Namespace) -> None:

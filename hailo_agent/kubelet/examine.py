@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import anyio
+
 from hailo_agent.core.diagnosis import KubeletFacts
 from hailo_agent.errors import EdgeError
 from hailo_agent.kubelet.session import KUBELET_SOCKET
@@ -21,10 +23,10 @@ _SECONDS: Final = 3.0
 async def examine(plugin_dir: Path, pod_resources: Path, resources: Iterable[str]) -> KubeletFacts:
     """Gather everything that can be asked without registering anything."""
     path = plugin_dir / KUBELET_SOCKET
-    exists = path.exists()
+    exists = await anyio.Path(path).exists()
     return KubeletFacts(
         plugin_dir=str(plugin_dir),
-        plugin_dir_exists=plugin_dir.is_dir(),
+        plugin_dir_exists=await anyio.Path(plugin_dir).is_dir(),
         socket_exists=exists,
         socket_error=_why_silent(path) if exists else "",
         registered=await _registered(pod_resources, resources),
