@@ -21,7 +21,7 @@ from hailo_agent.core.cdi import Outcome, Place, Spec, links, numbers, render
 from hailo_agent.core.change import Change, Kind, changes
 from hailo_agent.core.device import DeviceNumber
 from hailo_agent.core.health import Fault
-from hailo_agent.core.inventory import Inventory, Policy, covered, decide
+from hailo_agent.core.inventory import Inventory, Policy, bad_news, covered, decide
 from hailo_agent.core.observation import Observation
 from hailo_agent.errors import EdgeError
 
@@ -102,12 +102,16 @@ class Reconciler:
             reasons = reasons or ("review",)
 
     async def _pass(self, reasons: Sequence[str], report: Callable[[str], None]) -> float:
-        """Do one pass; returns after how many seconds the next one is due by itself."""
+        """Do one pass; returns after how many seconds the next one is due by itself.
+
+        Good news waits until it is on disk, bad news does not: a disk may take its time.
+        """
         try:
             observation = await self.observe(reasons)
         except EdgeError as error:
             return self._refuse("machine.unreadable", error, report)
         self._decided = decide(self._decided, observation, self.policy)
+        self._publish(bad_news(self.inventory.value, self._decided))
         due = math.inf
         published = self._decided
         try:
@@ -120,6 +124,7 @@ class Reconciler:
             self._backoff.forget()
             report("")
         self._publish(published)
+        self.looked.set()
         if published.review_at is not None:
             due = min(due, max(published.review_at - asyncio.get_running_loop().time(), 0.0))
         if self._settling:
@@ -165,7 +170,6 @@ class Reconciler:
         if any(change.kind in _UNSETTLED for change in found):
             self._settling = SETTLING_SECONDS
         self.inventory.publish(published)
-        self.looked.set()
 
 
 def _tell(change: Change, place: Place) -> None:

@@ -153,6 +153,18 @@ def covered(inventory: Inventory, names: Container[str], reason: str) -> Invento
     )
 
 
+def bad_news(told: Inventory, decided: Inventory) -> Inventory:
+    """Tell what may be told before anything is written: that devices must not be used any more."""
+    by_id = decided.by_id()
+    return replace(
+        told,
+        devices=tuple(
+            after if (after := by_id.get(d.id)) is not None and not after.is_usable else d
+            for d in told.devices
+        ),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Hands:
     """Who holds what: the kubelet's list, and the grants too young to be on it."""
