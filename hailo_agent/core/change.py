@@ -70,6 +70,8 @@ def _of_device(old: Device, new: Device) -> Iterator[Change]:
         kinds.append(Kind.RECOVERED if new.health is Health.HEALTHY else Kind.FAULTED)
     if bool(new.held) != bool(old.held):
         kinds.append(Kind.HELD if new.held else Kind.FREED)
+    elif new.held and new.holders != old.holders:
+        kinds.append(Kind.HELD)
     for kind in kinds or [Kind.UPDATED]:
         yield Change(kind=kind, device=new)
 

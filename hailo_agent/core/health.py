@@ -36,6 +36,7 @@ class FaultCode(StrEnum):
     ENTRY_INCOMPLETE = "entry.incomplete"
     IDENTITY_UNREADABLE = "identity.unreadable"
     CLASS_UNREADABLE = "class.unreadable"
+    PCI_MISSING = "pci.missing"
     PCI_UNSERVED = "pci.unserved"
     SPEC_UNWRITTEN = "spec.unwritten"
     SPEC_CONFLICT = "spec.conflict"
@@ -100,10 +101,12 @@ def judge(
     patience: Patience,
 ) -> Verdict:
     """Weigh the evidence of one look; `before` is None for a device never seen."""
-    recent = tuple(t for t in history.faulted_at if at - t < patience.flap_window_seconds)
+    # While a device recovers, its faults age no further: waiting must not shorten the wait.
+    judged_at = at if evidence or history.well_since is None else history.well_since
+    recent = tuple(t for t in history.faulted_at if judged_at - t < patience.flap_window_seconds)
     if evidence:
-        if before is Health.HEALTHY:
-            recent = (*recent, at)[-2:]
+        if before is Health.HEALTHY or history.well_since is not None:
+            recent = (*recent, at)[-2:]  # a relapse counts as much as a fault
         since = history.since if before is Health.UNHEALTHY else at
         return Verdict(
             health=Health.UNHEALTHY,

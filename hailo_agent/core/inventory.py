@@ -16,7 +16,6 @@ from hailo_agent.core.device import (
     DeviceId,
     Devnode,
     Holder,
-    Model,
     PciAddress,
     model_of,
 )
@@ -110,7 +109,8 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
             holders=hands.holders(device_id),
         )
         if denied or found is None:
-            due_at = hands.forget_at(device, policy.tombstone_seconds)
+            gone_since = max((fault.since for fault in verdict.faults), default=at)
+            due_at = hands.forget_at(device_id, gone_since, policy.tombstone_seconds)
             if due_at is not None and at >= due_at:
                 faults += [] if found is None else verdict.faults
                 continue
@@ -208,16 +208,15 @@ class _Hands:
             return None
         return granted_at is not None and self.holdings.at < granted_at + FORGET_GRACE_SECONDS
 
-    def forget_at(self, device: Device, tombstone_seconds: float) -> float | None:
+    def forget_at(
+        self, device_id: DeviceId, gone_since: float, tombstone_seconds: float
+    ) -> float | None:
         """When a device that should go may be dropped; None while it is held."""
-        gone_since = device.history.since
-        if self.held(device.id):
+        if self.held(device_id):
             return None
-        if self.holdings is None:
-            return gone_since + tombstone_seconds
-        if self.holdings.at >= gone_since + FORGET_GRACE_SECONDS:
-            return self.holdings.at
-        return None  # a younger list will tell, and ring for a new look when it does
+        if self.holdings is None or self.holdings.at < gone_since + FORGET_GRACE_SECONDS:
+            return gone_since + tombstone_seconds  # sooner, if a younger list comes
+        return self.holdings.at
 
 
 def _identify(
@@ -232,11 +231,8 @@ def _identify(
     seen: dict[DeviceId, Sighting] = {}
     nameless: list[Sighting] = []
     faults: list[Fault] = []
-    # A sound sighting wins over a broken one of the same device; names break ties, so order never
-    # matters.
-    for sighting in sorted(
-        sightings, key=lambda s: (not _is_sound(s), s.family.class_name, s.entry)
-    ):
+    # A sound sighting wins over a broken one of the same device; order never matters.
+    for sighting in sorted(sightings, key=_rank):
         device_id = sighting.device_id
         if device_id is None:
             nameless.append(sighting)
@@ -255,6 +251,11 @@ def _identify(
     return seen, faults
 
 
+def _rank(sighting: Sighting) -> tuple[bool, bool, str, str]:
+    functionless = sighting.address is not None and sighting.function is None
+    return not _is_sound(sighting), functionless, sighting.family.class_name, sighting.entry
+
+
 def _is_sound(sighting: Sighting) -> bool:
     return (
         not sighting.faults
@@ -267,36 +268,50 @@ def _is_sound(sighting: Sighting) -> bool:
 def _describe(
     device_id: DeviceId, old: Device | None, found: Sighting | None, resource: str | None
 ) -> Device:
-    """Say what and where the device is; what cannot be seen any more stays as it was known."""
+    """Say what and where the device is; what cannot be seen now stays as it was known."""
     device = old or Device(id=device_id)
-    if found is None:
-        return replace(
-            device, devnode=None, resource=device.resource or _if_unknown(device, resource)
+    if found is not None and found.function is not None:
+        function = found.function
+        device = replace(
+            device,
+            model=model_of(function.pci_id, found.accelerator_type),
+            pci_id=function.pci_id,
+            topology=function.topology,
+            link=function.link,
+            driver=function.driver,
+            driver_version=function.driver_version,
         )
-    if found.number is None or found.faults:
-        return device
-    function = found.function
+    is_known = device.pci_id is not None or (found is not None and _is_sound(found))
     return replace(
         device,
-        model=model_of(function.pci_id if function else None, found.accelerator_type),
-        devnode=Devnode(
-            name=found.entry,
-            number=found.number,
-            class_name=found.family.class_name,
-            is_sound=_is_sound(found),
-        ),
-        address=found.address,
-        pci_id=function.pci_id if function else None,
-        topology=function.topology if function else device.topology,
-        link=function.link if function else None,
-        driver=function.driver if function else None,
-        driver_version=function.driver_version if function else None,
-        resource=None,
+        address=device.address if found is None else found.address or device.address,
+        devnode=None if found is None else _devnode(device.devnode, found),
+        resource=None if is_known else device.resource or resource,
     )
 
 
-def _if_unknown(device: Device, resource: str | None) -> str | None:
-    return resource if device.model is Model.UNKNOWN and device.pci_id is None else None
+def _devnode(old: Devnode | None, found: Sighting) -> Devnode | None:
+    """Say which devnode the device has, and never one that is only remembered.
+
+    An index is given away as soon as it is free: another board may have what this one had.
+    """
+    class_name = found.family.class_name
+    number = found.number
+    if (
+        number is None
+        and old is not None
+        and (old.class_name, old.name) == (class_name, found.entry)
+    ):
+        number = old.number
+    if number is None:
+        return None
+    is_told = found.device_id is not None or bool(found.faults)
+    return Devnode(
+        name=found.entry,
+        number=number,
+        class_name=class_name,
+        is_sound=is_told and found.node is NodeKind.CHARACTER and found.node_number == number,
+    )
 
 
 def _evidence(
@@ -307,6 +322,10 @@ def _evidence(
         return (_gone(device_id, old, at),)
     if found.faults:
         return found.faults
+    if found.device_id is None:
+        return (_nameless(found),)
+    if found.address is not None and found.function is None:
+        return (_functionless(device_id, found.address),)
     wrong = _wrong_with_node(found)
     if wrong is None:
         return ()
@@ -404,6 +423,15 @@ def _nameless(sighting: Sighting) -> Fault:
     )
 
 
+def _functionless(device_id: DeviceId, address: PciAddress) -> Fault:
+    return _fault(
+        FaultCode.PCI_MISSING,
+        device_id,
+        f"PCI function {address} is gone or cannot be read, though its class entry stands",
+        "look at the slot and the kernel log; `echo 1 > /sys/bus/pci/rescan` may bring it back",
+    )
+
+
 def _unserved(observation: Observation, known: Iterable[PciAddress | None]) -> Iterable[Fault]:
     """Report functions that nothing serves; a known device may hide its address for now."""
     served = {*known, *(sighting.address for sighting in observation.sightings)}
@@ -427,7 +455,8 @@ def _conflicts(
     observation: Observation, devices: Iterable[Device], policy: Policy
 ) -> Iterable[Fault]:
     """Report names that we and a file of others define: readers drop both, or let one hide ours."""
-    ours = {ALL, *(device.id for device in devices if device.devnode is not None)}
+    ours = {str(device.id) for device in devices if device.devnode is not None}
+    ours |= {ALL} if ours else set()
     for path, name in observation.foreign_names:
         if name in ours:
             yield _fault(

@@ -203,7 +203,7 @@ class Scanner:
             if family is None:
                 strangers.append(entry)
             elif not look.at((class_name, entry)):
-                yield _hung_sighting(family, entry, self.timeout_seconds)
+                yield self._hung_sighting(family, entry)
             else:
                 try:
                     yield self._sight(family, entry, functions)
@@ -280,6 +280,19 @@ class Scanner:
             accelerator_type=accelerator_type,
             function=None if address is None else functions.get(address),
             faults=tuple(faults[:1]),
+        )
+
+    def _hung_sighting(self, family: Family, entry: str) -> Sighting:
+        """Say what can be said of an entry that does not answer."""
+        subject = f"{family.class_name}/{entry}"
+        node, node_number = self._node(entry)
+        return Sighting(
+            family=family,
+            entry=entry,
+            sysfs_path="",
+            node=node,
+            node_number=node_number,
+            faults=(_unresponsive(subject, self.timeout_seconds),),
         )
 
     def _address(
@@ -497,11 +510,4 @@ def _unresponsive(subject: str, seconds: float) -> Fault:
         subject=_printable(subject),
         message=f"reading its attributes takes longer than {seconds:g} s",
         remedy="its kernel driver hangs: read the kernel log, then power-cycle the device",
-    )
-
-
-def _hung_sighting(family: Family, entry: str, seconds: float) -> Sighting:
-    subject = f"{family.class_name}/{entry}"
-    return Sighting(
-        family=family, entry=entry, sysfs_path="", faults=(_unresponsive(subject, seconds),)
     )

@@ -55,5 +55,13 @@ def translating(edge: str, what: str) -> Iterator[None]:
         raise EdgeError(f"{what}: the socket does not exist", edge=edge) from error
     except ConnectionRefusedError as error:
         raise EdgeError(f"{what}: nobody listens on the socket", edge=edge) from error
+    except AttributeError as error:
+        if "_transport" not in str(error):
+            raise
+        # What grpclib makes of a connection that was lost before it was used.
+        raise EdgeError(f"{what}: the peer hung up", edge=edge) from error
+    except AssertionError as error:
+        # What grpclib makes of a message that the end of the connection cut short.
+        raise EdgeError(f"{what}: the peer hung up in the middle", edge=edge) from error
     except (OSError, StreamTerminatedError, ProtocolError) as error:
         raise EdgeError(f"{what}: {str(error) or type(error).__name__}", edge=edge) from error

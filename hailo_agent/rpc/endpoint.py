@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from grpclib import const
     from grpclib.server import Stream
 
+_BACKLOG = 4096
+"""As many as may connect at once; the kernel cuts it to net.core.somaxconn."""
+
 _log = structlog.get_logger()
 
 
@@ -137,10 +140,11 @@ async def serving(
     calls = Calls()
     listen(server, RecvRequest, partial(_intercept, calls))
     with _bound(path, mode, edge) as (bound, identity):
-        await server.start(sock=bound)
+        await server.start(sock=bound, backlog=_BACKLOG)
         try:
             yield Endpoint(path=path, identity=identity, connections=connections, calls=calls)
         finally:
+            _unpublish(path, identity)  # first: what is visible must answer
             server.close()
             connections.hang_up()
             # Unbounded since Python 3.12 while a peer stays connected.
@@ -150,7 +154,7 @@ async def serving(
 
 @contextmanager
 def _bound(path: Path, mode: int, edge: str) -> Iterator[tuple[socket.socket, tuple[int, int]]]:
-    """Hold a listening socket published at `path`, and remove it afterwards if it is still ours.
+    """Hold a listening socket, published at `path`.
 
     The socket is bound under a hidden name, listens, and is then renamed: whoever sees it can
     connect to it.
@@ -170,12 +174,13 @@ def _bound(path: Path, mode: int, edge: str) -> Iterator[tuple[socket.socket, tu
             raise EdgeError(_cannot_serve(path, error), edge=edge) from error
         if identity is None:
             raise EdgeError(f"socket {temporary} was removed while being made", edge=edge)
-        try:
-            yield bound, identity
-        finally:
-            with suppress(OSError):
-                if identity_of(path) == identity:
-                    path.unlink()
+        yield bound, identity
+
+
+def _unpublish(path: Path, identity: tuple[int, int]) -> None:
+    with suppress(OSError):
+        if identity_of(path) == identity:
+            path.unlink()
 
 
 def _cannot_serve(path: Path, error: OSError) -> str:
