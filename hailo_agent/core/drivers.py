@@ -7,16 +7,19 @@ never guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from hailo_agent.core.device import PciId
+from hailo_agent.core.device import HAILO_VENDOR, PciId
 
 _VERSION = re.compile(r"(?P<major>[0-9]{1,4})\.(?P<minor>[0-9]{1,4})\.(?P<revision>[0-9]{1,4})")
 
-MODULES: Final = ("hailo_pci", "hailo1x_pci", "hailo_integrated_nnc")
-"""Kernel modules, by their names below /sys/module. The first two may be loaded together."""
+PCIE_MODULES: Final = ("hailo_pci", "hailo1x_pci")
+"""Kernel modules for PCIe functions, by their names below /sys/module. Both may be loaded."""
+
+MODULES: Final = (*PCIE_MODULES, "hailo_integrated_nnc")
+"""These, and the one for a chip that is part of the SoC this kernel runs on."""
 
 PCI_DRIVERS: Final = ("hailo", "hailo1x")
 """Names below /sys/bus/pci/drivers; the second one since 5.1."""
@@ -40,7 +43,7 @@ class Version:
         return f"{self.major}.{self.minor}.{self.revision}"
 
 
-READ: Final = frozenset(
+_READ: Final = frozenset(
     Version(*parts)
     for parts in (
         (4, 6, 0),
@@ -73,11 +76,29 @@ _BINDS: Final[tuple[tuple[Version, frozenset[int]], ...]] = (
 )
 """From which version on a driver binds which PCI device ids."""
 
-_NEEDS: Final[Mapping[int, str]] = {
-    _HAILO_8: "4.x (4.23 is its newest line; packages named hailo-all)",
-    _HAILO_10H: "5.x (packages named hailo-h10-all)",
-    _HAILO_15L: "5.x",
-    _HAILO_12L: "5.x",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A line of drivers, and how to come by it."""
+
+    major: int
+    name: str
+    module: str
+    """What to modprobe, in its newest release."""
+    package: str
+    """What Raspberry Pi OS calls it."""
+
+
+LINES: Final = (
+    Line(major=4, name="4.x (branch hailo8)", module="hailo_pci", package="hailo-all"),
+    Line(major=5, name="5.x", module="hailo1x_pci", package="hailo-h10-all"),
+)
+
+_LINE_OF: Final[Mapping[int, Line]] = {
+    _HAILO_8: LINES[0],
+    _HAILO_10H: LINES[1],
+    _HAILO_15L: LINES[1],
+    _HAILO_12L: LINES[1],
 }
 
 _FIRMWARE: Final[Mapping[int, tuple[str, ...]]] = {
@@ -100,25 +121,54 @@ _FIRMWARE: Final[Mapping[int, tuple[str, ...]]] = {
         "hailo/hailo12l/image-fs",
     ),
 }
-"""What the host's kernel reads below /lib/firmware; containers never need it."""
+"""What the host's kernel reads below /lib/firmware; containers never need it.
 
-PROBE_FAILS_WITHOUT_FIRMWARE: Final = Version(4, 19, 0)
+`u-boot-<sku>.dtb.signed` is missing here, for the name depends on the board.
+"""
+
+OPTIONAL_FIRMWARE: Final = frozenset({"hailo/hailo8_board_cfg.bin", "hailo/hailo8_fw_cfg.bin"})
+"""What the driver also asks for, complains about, and does very well without."""
+
+PROBE_NEEDS_FIRMWARE: Final = Version(4, 19, 0)
 """Before, the driver warned, made the node all the same, and left a device that does nothing."""
+
+RESET_LOADS_FIRMWARE: Final = Version(5, 0, 1)
+"""Before, a reset of the PCI function left the node in place and the chip without firmware."""
+
+_CLASS_RENAMED: Final = Version(5, 3, 0)
+
+
+def is_known(version: Version) -> bool:
+    """Whether these tables speak of a version; its last digit alone never changed what they say."""
+    return any((v.major, v.minor) == (version.major, version.minor) for v in _READ)
 
 
 def binds(version: Version, pci_id: PciId) -> bool | None:
     """Tell whether a driver of this version serves a chip; None for what nobody has read."""
-    if version.major not in {4, 5}:
+    if version.major not in {line.major for line in LINES} or pci_id.vendor != HAILO_VENDOR:
         return None
     ids = [ids for since, ids in _BINDS if since <= version and since.major == version.major]
     return pci_id.device in ids[-1] if ids else None
 
 
-def needed_driver(pci_id: PciId) -> str | None:
-    """Name the line of drivers that a chip needs; None for an unknown chip."""
-    return _NEEDS.get(pci_id.device)
+def line_of(pci_id: PciId | None) -> Line | None:
+    """Name the line of drivers that a chip belongs to; None for an unknown chip."""
+    if pci_id is None or pci_id.vendor != HAILO_VENDOR:
+        return None
+    return _LINE_OF.get(pci_id.device)
 
 
-def firmware_of(pci_id: PciId) -> tuple[str, ...]:
+def firmware_of(pci_id: PciId | None) -> tuple[str, ...]:
     """Name the firmware files that the driver asks for, below /lib/firmware."""
-    return _FIRMWARE.get(pci_id.device, ())
+    return () if line_of(pci_id) is None or pci_id is None else _FIRMWARE[pci_id.device]
+
+
+def class_of(version: Version) -> str:
+    """Name the class in which a driver of this version lists its devices."""
+    return "hailo1x" if version >= _CLASS_RENAMED else "hailo_chardev"
+
+
+def collide(versions: Iterable[Version]) -> bool:
+    """Whether two loaded drivers want to make the same class, which only one of them can."""
+    names = [class_of(version) for version in versions]
+    return len(set(names)) < len(names)

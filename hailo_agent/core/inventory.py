@@ -272,10 +272,11 @@ def _describe(
     device = old or Device(id=device_id)
     if found is not None and found.function is not None:
         function = found.function
+        pci_id = function.pci_id or device.pci_id
         device = replace(
             device,
-            model=model_of(function.pci_id, found.accelerator_type),
-            pci_id=function.pci_id,
+            model=model_of(pci_id, found.accelerator_type),
+            pci_id=pci_id,
             topology=function.topology,
             link=function.link,
             driver=function.driver,
@@ -324,13 +325,13 @@ def _evidence(
         return found.faults
     if found.device_id is None:
         return (_nameless(found),)
-    if found.address is not None and found.function is None:
-        return (_functionless(device_id, found.address),)
     wrong = _wrong_with_node(found)
-    if wrong is None:
-        return ()
-    code, message, remedy = wrong
-    return (_fault(code, device_id, message, remedy),)
+    if wrong is not None:
+        code, message, remedy = wrong
+        return (_fault(code, device_id, message, remedy),)
+    if found.address is not None and found.function_is_gone:
+        return (_functionless(device_id, found.address),)
+    return ()
 
 
 _NODE_FAULTS = {
@@ -427,7 +428,7 @@ def _functionless(device_id: DeviceId, address: PciAddress) -> Fault:
     return _fault(
         FaultCode.PCI_MISSING,
         device_id,
-        f"PCI function {address} is gone or cannot be read, though its class entry stands",
+        f"PCI function {address} is gone from the bus, though its class entry still stands",
         "look at the slot and the kernel log; `echo 1 > /sys/bus/pci/rescan` may bring it back",
     )
 

@@ -59,6 +59,9 @@ class Sighting:
     address: PciAddress | None = None
     accelerator_type: str | None = None
     function: PciFunction | None = None
+    """What stands behind the address; None if it cannot be read, or is gone."""
+    function_is_gone: bool = False
+    """Whether the bus has nothing at the address any more."""
     faults: tuple[Fault, ...] = ()
     """What of it could not be read."""
 
@@ -97,7 +100,11 @@ class Observation:
     sightings: tuple[Sighting, ...] = ()
     functions: tuple[PciFunction, ...] = ()
     class_names: tuple[str, ...] = ()
-    """The Hailo classes that exist; a container's view of each must be masked."""
+    """The classes that have an entry, which a container must not see unless it holds it.
+
+    An empty class hides nothing, and may go at any time: where a mask's mountpoint is gone, no
+    container starts.
+    """
     faults: tuple[Fault, ...] = ()
     holdings: Holdings | None = None
     foreign_names: tuple[tuple[str, str], ...] = ()

@@ -152,7 +152,7 @@ class Scanner:
         for class_name in sorted({family.class_name for family in self.families}):
             look.at(None)
             entries = self._list(f"{self.sys}/class/{class_name}", look)
-            if entries is not None:
+            if entries:
                 class_names.append(class_name)
                 sightings += self._sightings(class_name, entries, functions, look)
         return Observation(
@@ -206,7 +206,7 @@ class Scanner:
                 yield self._hung_sighting(family, entry)
             else:
                 try:
-                    yield self._sight(family, entry, functions)
+                    yield self._sight(family, entry, functions, look)
                 except _Vanished:
                     look.faults.append(_vanished(class_name, entry))
         if self._is_exclusive(class_name):
@@ -231,7 +231,11 @@ class Scanner:
             return []
 
     def _sight(
-        self, family: Family, entry: str, functions: Mapping[PciAddress, PciFunction]
+        self,
+        family: Family,
+        entry: str,
+        functions: Mapping[PciAddress, PciFunction],
+        look: _Look,
     ) -> Sighting:
         """Look at one class entry.
 
@@ -269,6 +273,7 @@ class Scanner:
                 raise _Vanished
             faults.append(_incomplete(subject))
         node, node_number = self._node(entry)
+        function = None if address is None else self._function_behind(address, functions, look)
         return Sighting(
             family=family,
             entry=entry,
@@ -278,7 +283,8 @@ class Scanner:
             node_number=node_number,
             address=address,
             accelerator_type=accelerator_type,
-            function=None if address is None else functions.get(address),
+            function=function,
+            function_is_gone=address is not None and function is None and self._is_gone(address),
             faults=tuple(faults[:1]),
         )
 
@@ -286,10 +292,15 @@ class Scanner:
         """Say what can be said of an entry that does not answer."""
         subject = f"{family.class_name}/{entry}"
         node, node_number = self._node(entry)
+        base = f"{self.sys}/class/{family.class_name}"
+        # A link is kept by sysfs itself: reading it asks no driver.
+        link = _try(os.readlink, f"{base}/{entry}") or entry
+        sysfs_path = os.path.normpath(f"{base}/{link}").removeprefix(str(self.sys))
         return Sighting(
             family=family,
             entry=entry,
-            sysfs_path="",
+            sysfs_path=sysfs_path,
+            address=_parent(sysfs_path) if family.identity is Identity.PCI else None,
             node=node,
             node_number=node_number,
             faults=(_unresponsive(subject, self.timeout_seconds),),
@@ -336,9 +347,15 @@ class Scanner:
         if address is None or vendor != HAILO_VENDOR:
             return None
         device = _hexadecimal(_try(read_attribute, f"{path}/device"))
+        return self._facts(address, None if device is None else PciId(vendor, device), driver, look)
+
+    def _facts(
+        self, address: PciAddress, pci_id: PciId | None, driver: str | None, look: _Look
+    ) -> PciFunction:
+        path = f"{self.sys}/bus/pci/devices/{address}"
         return PciFunction(
             address=address,
-            pci_id=None if device is None else PciId(vendor, device),
+            pci_id=pci_id,
             topology=Topology(
                 numa_node=_numa_node(_try(read_attribute, f"{path}/numa_node")),
                 bridges=tuple(_bridges(_try(os.readlink, path) or "")),
@@ -347,6 +364,22 @@ class Scanner:
             driver=None if driver is None else _printable(_last(driver)),
             driver_version=None if driver is None else self._version(path, look.versions),
         )
+
+    def _function_behind(
+        self, address: PciAddress, functions: Mapping[PciAddress, PciFunction], look: _Look
+    ) -> PciFunction | None:
+        """Find a class entry's function, also one that does not tell that it is Hailo's."""
+        if address in functions or ("pci", str(address)) in look.hung:
+            return functions.get(address)
+        path = f"{self.sys}/bus/pci/devices/{address}"
+        if not os.path.isdir(path):  # noqa: PTH112 - strings, as everywhere here
+            return None
+        return self._facts(address, None, _try(os.readlink, f"{path}/driver"), look)
+
+    def _is_gone(self, address: PciAddress) -> bool:
+        """Tell whether the bus can be looked at, and has nothing there."""
+        bus = f"{self.sys}/bus/pci/devices"
+        return os.path.isdir(bus) and not os.path.lexists(f"{bus}/{address}")  # noqa: PTH112
 
     def _version(self, path: str, versions: dict[str, str | None]) -> str | None:
         """Read the version of the module behind a bound driver, once per look and module."""
@@ -394,6 +427,12 @@ def _try(read: Callable[[str], str], path: str) -> str | None:
         return read(path)
     except (OSError, _Unreadable):
         return None
+
+
+def _parent(sysfs_path: str) -> PciAddress | None:
+    """Find the PCI function that a class device hangs below; a virtual one hangs below none."""
+    steps = reversed(sysfs_path.split("/"))
+    return next((a for a in map(PciAddress.parse, steps) if a is not None), None)
 
 
 def _last(link: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -23,6 +24,7 @@ _KERNEL_GROUP: Final = 1  # group 2 is udevd's re-broadcast, heard only where ud
 _KERNEL_PORT: Final = 0
 _MAX_BYTES: Final = 8192
 _RECEIVE_BUFFER_BYTES: Final = 1024 * 1024
+_DRIVER: Final = re.compile(r"/(?:module|bus/pci/drivers)/hailo")
 _WHOLE_ID_RANGE: Final = ["0", "0", "4294967295"]
 
 
@@ -79,6 +81,8 @@ def concerns(message: bytes, class_names: Collection[str]) -> bool:
     fields = dict(
         field.decode("utf-8", "replace").partition("=")[::2] for field in message.split(b"\0")[1:]
     )
+    if _DRIVER.match(fields.get("DEVPATH", "")):
+        return True  # a driver that leaves takes its class along, without a word of that
     subsystem = fields.get("SUBSYSTEM", "")
     if subsystem == "pci":
         return fields.get("PCI_ID", "").upper().startswith("1E60:")

@@ -27,6 +27,7 @@ from hailo_agent.sim.bench_text import document, growth_table, stored, table
 _EX_MISSED: Final = 1
 _MEGABYTE: Final = 1_000_000
 _POD_PAUSE_SECONDS: Final = 0.1
+_SETTLE_SECONDS: Final = 3.0
 _FORGET_LINE: Final = "\r\x1b[K"
 
 _FULL: Final[Mapping[str, Any]] = {
@@ -58,6 +59,7 @@ class Plan:
     restarts: int
     events: int
     idle_seconds: float
+    settle_seconds: float
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, devices: int) -> "Plan":
@@ -71,6 +73,7 @@ class Plan:
             restarts=max(arguments.starts // min(share, 2), 1),
             events=arguments.events,
             idle_seconds=arguments.idle,
+            settle_seconds=min(_SETTLE_SECONDS, arguments.idle),
         )
 
 
@@ -110,7 +113,7 @@ async def measure(plan: Plan) -> AsyncIterator[Measurement]:
     def missing(name: str, why: str) -> Measurement:
         return Measurement(devices=plan.devices, name=name, unit="ms", missing=why)
 
-    async with Stand.build(plan.devices) as stand:
+    async with Stand.build(plan.devices, settle_seconds=plan.settle_seconds) as stand:
         starts = await stand.starts(plan.starts)
         yield series("start.register", [start.register for start in starts], "s")
         yield series("start.list", [start.first_list for start in starts], "s")

@@ -56,7 +56,7 @@ class Measurement:
         return ("value",) if self.is_single else ("p50", "p99", "worst")
 
     def of(self, statistic: Statistic) -> float:
-        """Take one of the samples, by nearest rank: of fewer than a hundred the p99 is the worst."""
+        """Take a sample by nearest rank: of fewer than a hundred, the p99 is the worst."""
         rank = {"p50": 0.5, "p99": 0.99}.get(statistic, 1.0)
         ordered = sorted(self.samples)
         return ordered[max(math.ceil(rank * len(ordered)), 1) - 1]

@@ -24,8 +24,6 @@ from hailo_agent.sim.uevents import Uevents
 _GENERATION: Final = "4.23"
 _APART_SECONDS: Final = 1.05
 """The agent tells the first change at once, and folds those of the following second."""
-_SETTLE_SECONDS: Final = 3.0
-"""After this nothing is under way any more: after trouble the agent looks again for so long."""
 _PACE_SECONDS: Final = 0.02
 _DEADLINE_SECONDS: Final = 30.0
 _PATIENCE: Final = ("--health.flap-window-seconds=1",)
@@ -67,11 +65,13 @@ class Stand:
     addresses: tuple[str, ...]
     no_uevents: str
     """Why this machine announces nothing; empty if it does."""
+    settle_seconds: float
+    """Until nothing is under way any more: after trouble the agent looks again for 2.1 s."""
     dice: random.Random
 
     @classmethod
     @asynccontextmanager
-    async def build(cls, devices: int) -> AsyncIterator[Self]:
+    async def build(cls, devices: int, *, settle_seconds: float) -> AsyncIterator[Self]:
         """Build a node in memory. Its kubelet is up, no agent runs."""
         no_uevents = _why_no_uevents()
         async with temporary_root() as root:
@@ -98,6 +98,7 @@ class Stand:
                         node=node,
                         addresses=addresses,
                         no_uevents=no_uevents,
+                        settle_seconds=settle_seconds,
                         dice=random.Random(devices),
                     )
             finally:
@@ -119,7 +120,7 @@ class Stand:
         """Run an agent; the block begins when it has told of every device and come to rest."""
         async with self.node.agent(*_PATIENCE, *flags) as agent:
             await self._all_listed()
-            await asyncio.sleep(_SETTLE_SECONDS)
+            await asyncio.sleep(self.settle_seconds)
             yield agent
         await self.kubelet.wait_for(lambda: not self.kubelet.resource(RESOURCE).connected)
 
@@ -188,7 +189,7 @@ class Stand:
                 self.node.machine.plug(address)
             await asyncio.sleep(_PACE_SECONDS)
         await self._all_listed()
-        await asyncio.sleep(_SETTLE_SECONDS)
+        await asyncio.sleep(self.settle_seconds)
 
     async def idle(self, agent: AgentProcess, seconds: float) -> Idle:
         """Do nothing for a while, and look how much the agent did."""

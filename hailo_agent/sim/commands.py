@@ -12,6 +12,7 @@ from typing import Final, get_args
 
 from rich.table import Table
 
+from hailo_agent.sim.cancel import heed_cancellation
 from hailo_agent.sim.generations import HAILO_8, HAILO_10H, HAILO_12L, HAILO_15L
 from hailo_agent.sim.kubelet import AdmissionFailed, Container, ContainerNotStarted
 from hailo_agent.sim.machine import Breakage, MachineError, slot_address
@@ -63,6 +64,7 @@ async def obey(ground: Playground, line: str) -> bool:
         if command.settles:
             await ground.settle()
     except (CannotDo, MachineError, ContainerNotStarted) as error:
+        heed_cancellation()
         ground.terminal.say(f"  cannot: {error}")
         return False
     return True

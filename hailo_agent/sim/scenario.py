@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from hailo_agent.errors import EdgeError
+from hailo_agent.sim.cancel import heed_cancellation
 from hailo_agent.sim.container import Node as DeviceNode
 from hailo_agent.sim.generations import HAILO_8, HAILO_10H
 from hailo_agent.sim.kubelet import AdmissionFailed, Container, ContainerNotStarted, KubeletCrashed
@@ -122,6 +123,7 @@ class Story:
                 try:
                     await happen()
                 except _CANNOT_GO_ON as error:
+                    heed_cancellation()
                     self._record("the chapter goes on", 0.0, 0.0, Sight(ok=False, words=str(error)))
                 await asyncio.sleep(self._pause_seconds)
         finally:
@@ -405,6 +407,7 @@ class Story:
         try:
             container = await self._node.kubelet.admit(pod, {RESOURCE: 1})
         except AdmissionFailed as error:
+            heed_cancellation()
             self._record(expected, 0.0, _ALLOCATE, Sight(ok=False, words=str(error)))
             raise
         seconds = self._node.kubelet.allocations[-1].seconds
