@@ -23,7 +23,7 @@ class DeviceEvents(agentapi.DeviceEventsBase):
         self._inventory = inventory
         self._roster = roster
         self._about = about
-        self._last: tuple[Inventory, Inventory, agentapi.WatchResponse] | None = None
+        self._last: tuple[Inventory, Inventory, agentapi.WatchResponse | None] | None = None
 
     async def get_inventory(
         self,
@@ -41,19 +41,25 @@ class DeviceEvents(agentapi.DeviceEventsBase):
         async for inventory in self._inventory.follow():
             if told is None:
                 yield agentapi.WatchResponse(inventory=self._whole(inventory))
-            else:
-                yield self._difference(told, inventory)
+            elif (response := self._difference(told, inventory)) is not None:
+                yield response
             told = inventory
 
     def _whole(self, inventory: Inventory) -> agentapi.Inventory:
         parts = self._roster.statuses.value
         return to_inventory(inventory, self._inventory.version, parts, self._about)
 
-    def _difference(self, told: Inventory, inventory: Inventory) -> agentapi.WatchResponse:
-        """Compare two inventories once for all subscribers that are equally far."""
+    def _difference(self, told: Inventory, inventory: Inventory) -> agentapi.WatchResponse | None:
+        """Compare two inventories once for all subscribers that are equally far.
+
+        None where a reader would find nothing new: what moved may have come back.
+        """
         if self._last is not None and self._last[0] is told and self._last[1] is inventory:
             return self._last[2]
-        found = to_changes(changes(told, inventory), self._inventory.version, self._about)
-        response = agentapi.WatchResponse(changes=found)
+        found = changes(told, inventory)
+        response = None
+        if found:
+            message = to_changes(found, self._inventory.version, self._about)
+            response = agentapi.WatchResponse(changes=message)
         self._last = told, inventory, response
         return response
