@@ -7,6 +7,7 @@ an exit code; what a verb does stands in the module of its name.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -58,6 +59,11 @@ def _run(argv: Sequence[str]) -> int:
         return _EX_FAILED
     except BrokenPipeError:
         return _EX_FAILED  # whoever read our output has seen enough
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"hailo-agent: cannot write the output: {error.strerror}", file=sys.stderr)
+        return _EX_FAILED
     except KeyboardInterrupt:
         return _EX_INTERRUPTED
 

@@ -26,13 +26,13 @@ from hailo_agent.sim.bench_text import document, growth_table, stored, table
 
 _EX_MISSED: Final = 1
 _MEGABYTE: Final = 1_000_000
-_POD_PAUSE_SECONDS: Final = 0.1
+_POD_PAUSE_SECONDS: Final = 0.05
 _SETTLE_SECONDS: Final = 3.0
 _FORGET_LINE: Final = "\r\x1b[K"
 
 _FULL: Final[Mapping[str, Any]] = {
     "devices": [8, 64, 1024],
-    "samples": 60,
+    "samples": 48,
     "allocations": 200,
     "starts": 6,
     "events": 1000,
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--devices", metavar="N,N", type=_sizes, help="sizes of node (8,64,1024)")
-    add("--samples", metavar="N", type=_count, help="changes on the smallest node (60)")
+    add("--samples", metavar="N", type=_count, help="changes on the smallest node (48)")
     add("--allocations", metavar="N", type=_count, help="pods, likewise (200)")
     add("--starts", metavar="N", type=_count, help="starts of agent and kubelet (6)")
     add("--events", metavar="N", type=_count, help="changes before memory is measured again (1000)")

@@ -118,7 +118,7 @@ class Stand:
     @asynccontextmanager
     async def agent(self, *flags: str) -> AsyncIterator[AgentProcess]:
         """Run an agent; the block begins when it has told of every device and come to rest."""
-        async with self.node.agent(*_PATIENCE, *flags) as agent:
+        async with self._process(*_PATIENCE, *flags) as agent:
             await self._all_listed()
             await asyncio.sleep(self.settle_seconds)
             yield agent
@@ -128,7 +128,7 @@ class Stand:
         """Start an agent so many times."""
         samples = []
         for _ in range(count):
-            async with self.node.agent() as agent:
+            async with self._process() as agent:
                 began_at = agent.started_at
                 await self._all_listed()
                 registered_at = next(r.at for r in self.kubelet.registrations if r.at > began_at)
@@ -204,6 +204,21 @@ class Stand:
         )
 
     # --- small things ---
+
+    @asynccontextmanager
+    async def _process(self, *flags: str) -> AsyncIterator[AgentProcess]:
+        """Run an agent that logs into a file: to read its log would cost the kubelet time."""
+        log = self.node.root / "agent.log"
+        shell = ("sh", "-c", 'exec "$@" 2>"$0"', str(log))
+        agent = await AgentProcess.start(*self.node.flags(), *flags, prefix=shell)
+        try:
+            yield agent
+        except TimeoutError as error:
+            lines = log.read_text(errors="replace").splitlines()
+            message = "\n".join([str(error), "The last lines of its log:", *lines[-5:]])
+            raise TimeoutError(message) from error
+        finally:
+            await agent.stop()
 
     def _slot(self, number: int) -> str:
         """Go through the slots, two turns for each: out and in again."""

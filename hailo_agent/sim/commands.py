@@ -19,12 +19,14 @@ from hailo_agent.sim.machine import Breakage, MachineError, slot_address
 from hailo_agent.sim.node import Line
 from hailo_agent.sim.playground import Playground
 from hailo_agent.sim.runtime import ContainerNotCreated, ContainerNotRun
-from hailo_agent.sim.scenario import device_id
+from hailo_agent.sim.scenario import device_id, in_words
 from hailo_agent.sim.view import device_table
 
 _MODULES: Final = {"8": HAILO_8, "10h": HAILO_10H, "12l": HAILO_12L, "15l": HAILO_15L}
 _LINKS: Final = ("slow-link", "dead-link")
 _BREAKAGES: Final[tuple[Breakage, ...]] = get_args(Breakage)
+_SEEN_AT_ONCE: Final = frozenset({"missing", "symlink", "regular-file", "fifo"})
+"""Breakages that change a directory; others are seen when the agent looks for another reason."""
 _ADDRESS: Final = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _POD: Final = re.compile(r"(?:[a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _LOG_LINES: Final = 10
@@ -109,7 +111,9 @@ async def _plug(ground: Playground, words: Words) -> None:
 
 
 async def _pull(ground: Playground, words: Words) -> None:
-    ground.node.machine.pull(_address(ground, words[0]))
+    address = _address(ground, words[0])
+    ground.node.machine.pull(address)
+    ground.spoilt.discard(device_id(address))
 
 
 async def _break(ground: Playground, words: Words) -> None:
@@ -117,6 +121,8 @@ async def _break(ground: Playground, words: Words) -> None:
     for breakage in _BREAKAGES:
         if how == breakage:
             machine.break_node(address, breakage)
+            if breakage in _SEEN_AT_ONCE:
+                ground.spoilt.add(device_id(address))
             return
     if how == "slow-link":
         machine.degrade_link(address)
@@ -127,14 +133,17 @@ async def _break(ground: Playground, words: Words) -> None:
 
 
 async def _mend(ground: Playground, words: Words) -> None:
-    ground.node.machine.mend(_address(ground, words[0]))
+    address = _address(ground, words[0])
+    ground.node.machine.mend(address)
+    ground.spoilt.discard(device_id(address))
 
 
 async def _swap(ground: Playground, words: Words) -> None:
-    first, second = (_address(ground, word) for word in words)
-    if first == second:
+    addresses = [_address(ground, word) for word in words]
+    if len(set(addresses)) == 1:
         raise CannotDo("it takes two to swap")
-    ground.node.machine.swap_minors(first, second)
+    ground.node.machine.swap_minors(*addresses)
+    ground.spoilt.difference_update(map(device_id, addresses))  # the nodes are made anew
 
 
 def _address(ground: Playground, text: str) -> str:
@@ -213,7 +222,7 @@ def _show_container(ground: Playground, container: Container) -> None:
         for class_name in view.listdir("/sys/class")
         for entry in view.class_entries(class_name)
     ]
-    ground.terminal.say(f"  its container sees {', '.join([*sorted(view.nodes), *entries])}")
+    ground.terminal.say(f"  its container sees {', '.join([*in_words(view.nodes), *entries])}")
 
 
 def _pod_name(text: str) -> str:

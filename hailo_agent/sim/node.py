@@ -115,11 +115,15 @@ class AgentProcess:
             raise TimeoutError(f"no {event} within {within} s; last lines:\n{tail}") from None
 
     async def stop(self) -> int:
-        """Ask it to stop as the kubelet would; returns its exit code."""
+        """Ask it to stop as the kubelet would, and kill it if it does not; returns its exit code."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)
-        return await self._ended()
+        try:
+            return await self.wait()
+        except TimeoutError:
+            await self.kill()
+            return await self._ended()
 
     async def kill(self) -> None:
         """Kill it without warning, as the kernel would when memory runs out."""

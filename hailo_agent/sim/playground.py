@@ -24,8 +24,10 @@ _RESTART_SECONDS: Final = 1.0
 _PATIENCE_SECONDS: Final = 5.0
 """Before an agent that ended at once is started again, and until one has to have stopped."""
 _CALM_SECONDS: Final = 0.25
-_SETTLE_SECONDS: Final = 4.0
+_SETTLE_SECONDS: Final = 15.0
 _TICK_SECONDS: Final = 0.02
+_PASSING: Final = frozenset({"device.recovering", "device.denied"})
+"""Faults of a device with which nothing is wrong: time, or a setting."""
 _LINES: Final = 10_000
 _FOR_EVER: Final = 1e9
 
@@ -93,6 +95,8 @@ class Playground:
         self.node = node
         self.terminal = terminal
         self.resource = settings.resource.name
+        self.spoilt: set[str] = set()
+        """Ids of devices that were broken so that it can be seen, and not mended yet."""
         self.follower = Follower(node.agent_socket, self._heard)
         self.keeper = Keeper(node, settings, terminal.tell)
 
@@ -140,20 +144,23 @@ class Playground:
                 calm_since = loop.time()
 
     def _agent_is_right(self) -> bool:
-        """Whether the agent has every device where the machine has it, as far as it may."""
+        """Whether the agent sees every device as the machine has it."""
         machine, devices = self.node.machine, self.follower.devices
         entries = {device_id(address): entry for address, entry in machine.entries.items()}
-        faulty = {subject for _, subject in self.follower.faults}
-        placed = all(
-            name in faulty or (name in devices and devices[name].index == entry)
-            for name, entry in entries.items()
-        )
         gone = (device for name, device in devices.items() if name not in entries)
         return (
             self.follower.answered
-            and placed
+            and all(self._is_right(name, entry) for name, entry in entries.items())
             and all(device.health is not agentapi.Health.HEALTHY for device in gone)
         )
+
+    def _is_right(self, name: str, entry: str) -> bool:
+        device = self.follower.devices.get(name)
+        if name in self.spoilt:
+            return device is None or device.health is not agentapi.Health.HEALTHY
+        if device is None:  # denied, for instance
+            return any(subject == name for _, subject in self.follower.faults)
+        return device.index == entry and {fault.code for fault in device.faults} <= _PASSING
 
     def _kubelet_is_right(self) -> bool:
         """Whether the kubelet has heard what the agent told us."""

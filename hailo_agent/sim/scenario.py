@@ -9,7 +9,7 @@ says of itself is only shown.
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,15 +33,16 @@ _AT_FIRST: Final = {FIRST: HAILO_8, SECOND: HAILO_8, THIRD: HAILO_10H}
 
 _REST_SECONDS: Final = 1.05
 """The agent sends at most one list a second: what is to be timed begins after such a rest."""
+_UNNUMBERED: Final = (0, 0)
 _STOP_SECONDS: Final = 10.0
 _TICK_SECONDS: Final = 0.01
 
 # Limits, in seconds. A quiet machine stays far below them; the time taken is shown beside them.
-_START: Final = 5.0
-_LIST: Final = 1.0
-_ALLOCATE: Final = 0.5
-_CONTAINER: Final = 0.5
-_REGISTER: Final = 3.0
+_START: Final = 10.0
+_LIST: Final = 2.0
+_ALLOCATE: Final = 1.0
+_CONTAINER: Final = 1.0
+_REGISTER: Final = 5.0
 _SPEC: Final = 5.0
 _STOP: Final = 5.0
 
@@ -364,7 +365,7 @@ class Story:
             and numbers == {machine.number(address) for address in held}
             and entries == {machine.entry(address) for address in held}
         )
-        words = [*_by_number(view.nodes), *(f"entry {entry}" for entry in sorted(entries))]
+        words = [*in_words(view.nodes), *(f"entry {entry}" for entry in sorted(entries))]
         return Sight(ok=bool(held) and ok, words=", ".join(words) or "no device")
 
     # --- expecting --------------------------------------------------------------------------------
@@ -503,16 +504,17 @@ def device_id(address: str) -> str:
     return f"pci-{address.replace(':', '-').replace('.', '-')}"
 
 
+def in_words(nodes: Mapping[str, DeviceNode]) -> list[str]:
+    """Name device nodes, those of one number together: an index that moved leaves its old name."""
+    names: dict[tuple[int, int] | str, list[str]] = {}
+    for path in sorted(nodes):
+        number = nodes[path].number
+        names.setdefault(path if number == _UNNUMBERED else number, []).append(path)
+    return [" = ".join(paths) for paths in names.values()]
+
+
 def _ids(container: Container) -> tuple[str, ...]:
     return container.device_ids.get(RESOURCE, ())
-
-
-def _by_number(nodes: Mapping[str, DeviceNode]) -> Iterable[str]:
-    """Name nodes, those of one number together: an index that has moved leaves its old name."""
-    names: dict[tuple[int, int], list[str]] = {}
-    for path in sorted(nodes):
-        names.setdefault(nodes[path].number, []).append(path)
-    return (" = ".join(paths) for paths in names.values())
 
 
 def _short(pod: str) -> str:
