@@ -54,7 +54,7 @@ LEVELS: Final[Mapping[str, int]] = {
     "error": logging.ERROR,
 }
 
-_CHATTY: Final = ("watchfiles", "asyncio")
+_CHATTY: Final = ("watchfiles", "asyncio", "hpack")
 """Libraries that tell at info or debug what we tell ourselves, or what nobody asked for."""
 
 _STALL_MILLISECONDS: Final = 100

@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(argv: Sequence[str]) -> int:
-    parser = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
+    arguments, unknown = parser().parse_known_args(argv)
     try:
         loaded = load(
             flags=flags_from(arguments, unknown),
@@ -68,14 +67,15 @@ def _run(argv: Sequence[str]) -> int:
         return _EX_INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Declare every verb and its flags."""
+    root = argparse.ArgumentParser(
         prog="hailo-agent",
         description="Tells Kubernetes which Hailo accelerators this node has.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"hailo-agent {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    root.add_argument("--version", action="version", version=f"hailo-agent {__version__}")
+    verbs = root.add_subparsers(required=True, metavar="VERB")
 
     _verb(verbs, "run", _run_agent, "serve the kubelet until told to stop")
 
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "print every effective value and where it comes from",
     )
     show.add_argument("--json", action="store_true", help="for programs")
-    return parser
+    return root
 
 
 def _verb(verbs: _Verbs, name: str, verb: Verb, help_text: str) -> argparse.ArgumentParser:

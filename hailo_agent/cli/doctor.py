@@ -1,31 +1,43 @@
-"""`hailo-agent doctor`: why this node does or does not work, on one screen."""
+"""`hailo-agent doctor`: why this node does or does not work, on one screen.
+
+One line for each check where all is well; where not, below it why that matters and what to do.
+Exit code 0 healthy, 1 degraded, 2 broken; what could not be looked at does not count.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
+from hailo_agent import __version__
 from hailo_agent import doctor as examination
-from hailo_agent.core.diagnosis import Finding, Verdict, worst
+from hailo_agent.core.diagnosis.finding import Finding, Verdict, worst
 from hailo_agent.settings import Settings
 
-_PIPE_WIDTH = 120
+_PIPE_WIDTH = 100
 _CODES = {Verdict.OK: 0, Verdict.DEGRADED: 1, Verdict.BROKEN: 2}
-_MARKS = {
-    Verdict.OK: ("ok", "green"),
-    Verdict.UNSEEN: ("unseen", "cyan"),
-    Verdict.DEGRADED: ("degraded", "yellow"),
-    Verdict.BROKEN: ("broken", "bold red"),
+_STYLES = {
+    Verdict.OK: "green",
+    Verdict.UNSEEN: "cyan",
+    Verdict.DEGRADED: "yellow",
+    Verdict.BROKEN: "bold red",
 }
-_MARK_WIDTH = 10
+_MARK_WIDTH = len("degraded  ")
+_LABEL_WIDTH = len("why  ")
+_SUMS = {
+    Verdict.OK: "This node is healthy.",
+    Verdict.DEGRADED: "This node works, but not as it could.",
+    Verdict.BROKEN: "Something on this node is broken.",
+}
 
 
 def doctor(settings: Settings, *, root: Path, kernel_log: Path, as_json: bool) -> int:
@@ -34,6 +46,7 @@ def doctor(settings: Settings, *, root: Path, kernel_log: Path, as_json: bool) -
     verdict = worst(findings)
     if as_json:
         document = {
+            "version": __version__,
             "verdict": verdict.value,
             "findings": [dataclasses.asdict(finding) for finding in findings],
         }
@@ -44,18 +57,46 @@ def doctor(settings: Settings, *, root: Path, kernel_log: Path, as_json: bool) -
 
 
 def _show(findings: Sequence[Finding], verdict: Verdict) -> None:
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
+    # The console only colours: it would pad what it wraps, and break paths at their slashes.
+    console = Console(width=10 * width, highlight=False, soft_wrap=True)
     for finding in findings:
-        mark, style = _MARKS[finding.verdict]
-        line = Text(mark.ljust(_MARK_WIDTH), style=style)
-        line.append(f"{finding.looked_at}: ", style="bold")
-        line.append(finding.found, style="default")
-        console.print(line)
-        for label, text in (("why", finding.why), ("do", finding.next_step)):
-            if text:
-                console.print(Padding(Text(f"{label}: {text}"), (0, 0, 0, _MARK_WIDTH)))
-    mark, style = _MARKS[verdict]
+        mark = Text(finding.verdict.value.ljust(_MARK_WIDTH), style=_STYLES[finding.verdict])
+        first, *rest = _lines(finding, width - _MARK_WIDTH)
+        console.print(mark.append(first, style="default"))
+        for line in rest:
+            console.print(Text(" " * _MARK_WIDTH + line))
     console.print()
-    console.print(
-        Text(f"This node is {'healthy' if verdict is Verdict.OK else mark}.", style=style)
+    unseen = sum(finding.verdict is Verdict.UNSEEN for finding in findings)
+    blind = f" {unseen} of {len(findings)} checks could not look." if unseen else ""
+    console.print(Text(_SUMS[verdict], style=_STYLES[verdict]).append(blind, style="default"))
+
+
+def _lines(finding: Finding, width: int) -> Iterator[str]:
+    """Lay one finding out; the lines of a file to write are left as they are."""
+    head, *more = _printable(f"{finding.looked_at}: {finding.found}").split("\n")
+    yield from _wrapped(head, width, "")
+    yield from more
+    for label, text in (("why", finding.why), ("do", finding.next_step)):
+        for number, line in enumerate(_printable(text).split("\n") if text else ()):
+            prefix = (label if number == 0 else "").ljust(_LABEL_WIDTH)
+            if number == 0 or line.startswith("then "):
+                yield from _wrapped(line, width, prefix)
+            else:
+                yield prefix + line
+
+
+def _wrapped(text: str, width: int, prefix: str) -> Iterator[str]:
+    yield from textwrap.wrap(
+        text,
+        max(width, 2 * _MARK_WIDTH),
+        initial_indent=prefix,
+        subsequent_indent=" " * (len(prefix) or 2),
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+
+
+def _printable(text: str) -> str:
+    """Leave nothing in that a terminal would obey: the kernel log quotes whoever writes to it."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

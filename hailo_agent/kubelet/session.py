@@ -157,8 +157,9 @@ class Session:
         try:
             with translating("kubelet", f"registering at {path}"):
                 async with dialing(path) as channel:
+                    # grpclib tells a deadline in whole seconds, rounded down.
                     await deviceplugin.RegistrationStub(channel).register(
-                        request, timeout=self.register_seconds
+                        request, timeout=self.register_seconds + 1.0
                     )
         except PeerRefused as error:
             raise RegistrationRejected(str(error), edge="kubelet") from error
