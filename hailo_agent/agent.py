@@ -28,7 +28,7 @@ from hailo_agent.core.cdi import FILE_NAME, Place, Spec, numbers, render
 from hailo_agent.core.device import FAMILIES, DeviceId, DeviceNumber, Family, Identity
 from hailo_agent.core.grant import Delivery
 from hailo_agent.core.health import Patience
-from hailo_agent.core.inventory import Inventory, Policy, decide
+from hailo_agent.core.inventory import FORGET_GRACE_SECONDS, Inventory, Policy, decide
 from hailo_agent.core.observation import Observation
 from hailo_agent.core.offer import ResourceNames, endpoint_name
 from hailo_agent.core.runtimes import doubt
@@ -52,8 +52,6 @@ _FIRST_HOLDINGS_SECONDS: Final = 0.5
 _SPEC_CHECK_SECONDS: Final = 2.0
 """Without inotify, a spec that somebody deletes is missed this late."""
 _STREAMS_END_SECONDS: Final = 2.0
-_GRANT_IS_YOUNG_SECONDS: Final = 120.0
-"""By then the kubelet's own list tells of it, or the pod is gone."""
 _NEEDS_NO_LOOK: Final = frozenset({"granted", "holdings"})
 _THOROUGH: Final = frozenset({"start", "resync", "hangup"})
 
@@ -215,10 +213,11 @@ class Agent:
         """Gather one observation; the machine itself is only looked at if that may be why."""
         at = asyncio.get_running_loop().time()
         seen = self._seen
+        holdings = self._holdings.holdings.value
         self._granted_at = {
             device_id: granted_at
             for device_id, granted_at in self._granted_at.items()
-            if at - granted_at < _GRANT_IS_YOUNG_SECONDS
+            if holdings is None or holdings.at < granted_at + FORGET_GRACE_SECONDS
         }
         if seen is None or not _NEEDS_NO_LOOK.issuperset(reasons):
             seen = await self._scanner.look(at, thorough=not _THOROUGH.isdisjoint(reasons))
@@ -226,7 +225,7 @@ class Agent:
         return replace(
             seen,
             at=at,
-            holdings=self._holdings.holdings.value,
+            holdings=holdings,
             granted_at=tuple(self._granted_at.items()),
             foreign_names=await self._foreign_names(),
         )

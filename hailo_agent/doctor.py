@@ -1,34 +1,103 @@
 """The doctor's round: ask every edge what it sees, and draw conclusions.
 
 A second composition root beside `agent`: it needs no running agent, changes nothing, opens no
-accelerator, and runs as whoever calls it.
+accelerator, and runs as whoever calls it. Whatever does not answer in time costs its own findings
+and no others.
 """
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
 
 from hailo_agent import agent
-from hailo_agent.core.diagnosis import Facts, Finding, KubeletFacts, diagnose
+from hailo_agent.core import cdi
+from hailo_agent.core.diagnosis import diagnose
+from hailo_agent.core.diagnosis.facts import (
+    AgentFacts,
+    Facts,
+    HostFacts,
+    KubeletFacts,
+    Part,
+    SpecFacts,
+)
+from hailo_agent.core.diagnosis.finding import Finding
 from hailo_agent.core.grant import Delivery
 from hailo_agent.core.inventory import Inventory
 from hailo_agent.core.observation import Observation
 from hailo_agent.errors import EdgeError
 from hailo_agent.host.examine import examine as examine_host
-from hailo_agent.kubelet.examine import examine as examine_kubelet
-from hailo_agent.kubelet.session import KUBELET_SOCKET
+from hailo_agent.kubelet import examine as kubelet_edge
 from hailo_agent.runtime.examine import examine as examine_runtime
+from hailo_agent.runtime.links import DeviceLinks
 from hailo_agent.runtime.specs import SpecStore
 from hailo_agent.settings import Settings
 from hailo_agent.subscribers import client
 
+_EDGE_SECONDS: Final = 10.0
+_NO_ANSWER: Final = f"no answer within {_EDGE_SECONDS:g} s"
+_LIMPS: Final = ("running", "stopped")
+
 
 async def examine(settings: Settings, *, root: Path, kernel_log: Path) -> tuple[Finding, ...]:
     """Examine this node; `root` is where the host's root directory is mounted."""
-    observation, inventory = await _look(settings)
-    host = await asyncio.to_thread(
+    return diagnose(await gather(settings, root=root, kernel_log=kernel_log))
+
+
+async def gather(settings: Settings, *, root: Path, kernel_log: Path) -> Facts:
+    """Gather all that can be seen of this node."""
+    observation, inventory, unobserved = await _look(settings)
+    names = agent.resource_names(settings)
+    place = cdi.Place(
+        dev=str(settings.runtime.host_dev),
+        sys=str(settings.runtime.host_sys),
+        links=str(settings.runtime.host_links_dir),
+    )
+    kubelet = settings.kubelet
+    return Facts(
+        observation=observation,
+        unobserved=unobserved,
+        inventory=inventory,
+        expected=_expected(inventory, place),
+        host=await _host(settings, observation, root, kernel_log),
+        spec=await _spec(settings, cdi.links(inventory, place), root),
+        kubelet=await _kubelet(settings, names.all(), root),
+        agent=await _agent(settings.subscribers.socket),
+        delivery=frozenset(Delivery(way) for way in settings.runtime.delivery),
+        offered=frozenset(names.of(d) for d in inventory.devices if d.is_usable),
+        runtime_version=settings.runtime.version,
+        in_kubernetes=kubelet_edge.is_expected(kubelet.plugin_dir, kubelet.root),
+    )
+
+
+async def _look(settings: Settings) -> tuple[Observation | None, Inventory, str]:
+    try:
+        observation, inventory = await agent.observe_once(settings)
+    except EdgeError as error:
+        return None, Inventory(), str(error)
+    return observation, inventory, ""
+
+
+def _expected(inventory: Inventory, place: cdi.Place) -> Mapping[str, tuple[str, ...]]:
+    """Say which devnodes our spec should give for each name, were it written now."""
+    spec = cdi.render(inventory, place)
+    if spec is None:
+        return {}
+    return {
+        device.name: tuple(node.path for node in device.container_edits.device_nodes or ())
+        for device in spec.devices
+    }
+
+
+async def _host(
+    settings: Settings, observation: Observation | None, root: Path, kernel_log: Path
+) -> HostFacts:
+    work = partial(
         examine_host,
         observation,
         dev=settings.host.dev,
@@ -36,42 +105,44 @@ async def examine(settings: Settings, *, root: Path, kernel_log: Path) -> tuple[
         root=root,
         kernel_log=kernel_log,
     )
+    with anyio.move_on_after(_EDGE_SECONDS):
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+    return HostFacts(kernel_log_path=str(kernel_log), kernel_log_unseen=_NO_ANSWER)
+
+
+async def _spec(settings: Settings, targets: Mapping[str, str], root: Path) -> SpecFacts:
     store = SpecStore(directory=settings.runtime.cdi_dir, search=settings.runtime.cdi_search_dirs)
-    kubelet = await examine_kubelet(
-        settings.kubelet.plugin_dir,
-        settings.kubelet.root / "pod-resources" / KUBELET_SOCKET,
-        agent.resource_names(settings).all(),
-    )
-    return diagnose(
-        Facts(
-            host=host,
-            inventory=inventory,
-            spec=await examine_runtime(store, root=root),
-            kubelet=await _ask_agent(settings, kubelet),
-            needs_spec=any(Delivery(way).needs_spec for way in settings.runtime.delivery),
-        )
-    )
+    with anyio.move_on_after(_EDGE_SECONDS):
+        links = DeviceLinks(settings.runtime.links_dir)
+        return await examine_runtime(store, links, targets, root=root)
+    return SpecFacts(path=str(store.path), unseen=_NO_ANSWER)
 
 
-async def _look(settings: Settings) -> tuple[Observation | None, Inventory]:
-    try:
-        return await agent.observe_once(settings)
-    except EdgeError:
-        return None, Inventory()
+async def _kubelet(settings: Settings, resources: tuple[str, ...], root: Path) -> KubeletFacts:
+    plugin_dir, kubelet_root = settings.kubelet.plugin_dir, settings.kubelet.root
+    with anyio.move_on_after(_EDGE_SECONDS):
+        return await kubelet_edge.examine(plugin_dir, kubelet_root, resources, root=root)
+    return KubeletFacts(plugin_dir=str(plugin_dir), socket_unseen=_NO_ANSWER)
 
 
-async def _ask_agent(settings: Settings, kubelet: KubeletFacts) -> KubeletFacts:
-    """Add what a running agent says of itself."""
-    socket = settings.subscribers.socket
+async def _agent(socket: Path | None) -> AgentFacts:
+    """Ask a running agent for its last errors."""
     if socket is None:
-        return replace(kubelet, agent_error="subscribers.socket is off: it cannot be asked")
+        return AgentFacts(unseen="subscribers.socket is empty")
     try:
         inventory = await client.get_inventory(socket)
     except EdgeError as error:
-        return replace(kubelet, agent_error=str(error))
-    parts = [] if inventory.readiness is None else inventory.readiness.parts
-    return replace(
-        kubelet,
-        agent_version=inventory.agent_version,
-        parts=tuple((p.name, p.state, p.reason) for p in parts if p.reason),
+        if isinstance(error.__cause__, PermissionError):
+            return AgentFacts(socket=str(socket), unseen="Permission denied")
+        return AgentFacts(socket=str(socket), error=str(error))
+    readiness = inventory.readiness
+    return AgentFacts(
+        socket=str(socket),
+        version=inventory.agent_version or "(unknown)",
+        is_ready=readiness is None or readiness.ready,
+        parts=tuple(
+            Part(name=part.name, state=part.state, reason=part.reason)
+            for part in ([] if readiness is None else readiness.parts)
+            if part.reason or part.state not in _LIMPS
+        ),
     )

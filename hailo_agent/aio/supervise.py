@@ -124,34 +124,35 @@ async def supervise(part: Part, roster: Roster) -> None:
         status = replace(status, state=state, reason=reason)
         roster.post(status)
 
-    while True:
-        started_at = loop.time()
-        try:
-            await part.run(report)
-        except asyncio.CancelledError:
-            roster.post(replace(status, state=State.STOPPED, reason=""))
-            raise
-        except Exception as raised:
-            error = _weather(raised)
-            if error is None and part.essential:
-                roster.post(replace(status, state=State.FAILED, reason=describe(raised)))
-                raise
-            if error is None:
-                _log.exception("part.failed", part=part.name)
-            delay = backoff.next(loop.time() - started_at)
-            if error is not None and error.retry_after is not None:
-                delay = error.retry_after
-            status = replace(
-                status,
-                state=State.BACKING_OFF,
-                reason=describe(error or raised),
-                restarts=status.restarts + 1,
-            )
-            roster.post(status)
-            await asyncio.sleep(delay)
-        else:
-            roster.post(replace(status, state=State.STOPPED, reason=""))
-            return
+    try:
+        while True:
+            started_at = loop.time()
+            try:
+                await part.run(report)
+            except Exception as raised:
+                error = _weather(raised)
+                if error is None and part.essential:
+                    roster.post(replace(status, state=State.FAILED, reason=describe(raised)))
+                    raise
+                if error is None:
+                    _log.exception("part.failed", part=part.name)
+                delay = backoff.next(loop.time() - started_at)
+                if error is not None and error.retry_after is not None:
+                    delay = error.retry_after
+                status = replace(
+                    status,
+                    state=State.BACKING_OFF,
+                    reason=describe(error or raised),
+                    restarts=status.restarts + 1,
+                )
+                roster.post(status)
+                await asyncio.sleep(delay)
+            else:
+                roster.post(replace(status, state=State.STOPPED, reason=""))
+                return
+    except asyncio.CancelledError:
+        roster.post(replace(status, state=State.STOPPED, reason=""))
+        raise
 
 
 def _weather(error: Exception) -> EdgeError | None:

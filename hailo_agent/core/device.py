@@ -14,10 +14,15 @@ from typing import NewType
 
 from hailo_agent.core.health import Fault, Health, History
 
+_DEVICE_ID = re.compile(
+    r"pci-[0-9a-f]{4,8}-[0-9a-f]{2}-[0-9a-f]{2}-[0-7]|soc-[a-z0-9][a-z0-9-]{0,58}", re.ASCII
+)
+
 HAILO_VENDOR = 0x1E60
 """PCI vendor id of Hailo Technologies."""
 
 _MAX_PCI_SLOT = 0x1F
+_MAX_NUMBER = 0xFFFFFFFF
 
 MAX_ID_LENGTH = 63
 """The kubelet documents 63 characters for a device id; a DNS label (DRA) has the same limit."""
@@ -163,14 +168,14 @@ class DeviceNumber:
         major, colon, minor = text.strip().partition(":")
         if not (colon and _is_number(major) and _is_number(minor)):
             return None
-        return cls(int(major), int(minor))
+        return cls(int(major), int(minor)) if max(int(major), int(minor)) <= _MAX_NUMBER else None
 
     def __str__(self) -> str:
         return f"{self.major}:{self.minor}"
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= len("4294967295")
+    return text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_NUMBER))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,10 +249,15 @@ class Device:
     denied: bool = False
     """Set aside by configuration: listed only while a pod may still hold it."""
     resource: str | None = None
-    """The resource the kubelet remembers it under, if the machine cannot tell what it was."""
+    """The resource it is held under, or was while the machine could not tell what it is."""
     history: History = field(default=History(), compare=False)
 
     @property
     def is_usable(self) -> bool:
         """Whether a container may be granted this device now."""
         return self.health is Health.HEALTHY and self.devnode is not None and not self.denied
+
+
+def is_device_id(text: str) -> bool:
+    """Tell whether a text is spelled as our device ids are."""
+    return _DEVICE_ID.fullmatch(text) is not None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from hailo_agent.core.device import HAILO_VENDOR, PciId
+from hailo_agent.core.device import HAILO_VENDOR, PciAddress, PciId
 
 _VERSION = re.compile(r"(?P<major>[0-9]{1,4})\.(?P<minor>[0-9]{1,4})\.(?P<revision>[0-9]{1,4})")
 
@@ -83,6 +83,8 @@ class Line:
 
     major: int
     name: str
+    branch: str
+    """Of the vendor's repository hailort-drivers."""
     module: str
     """What to modprobe, in its newest release."""
     package: str
@@ -90,8 +92,8 @@ class Line:
 
 
 LINES: Final = (
-    Line(major=4, name="4.x (branch hailo8)", module="hailo_pci", package="hailo-all"),
-    Line(major=5, name="5.x", module="hailo1x_pci", package="hailo-h10-all"),
+    Line(major=4, name="4.x", branch="hailo8", module="hailo_pci", package="hailo-all"),
+    Line(major=5, name="5.x", branch="master", module="hailo1x_pci", package="hailo-h10-all"),
 )
 
 _LINE_OF: Final[Mapping[int, Line]] = {
@@ -166,6 +168,13 @@ def firmware_of(pci_id: PciId | None) -> tuple[str, ...]:
 def class_of(version: Version) -> str:
     """Name the class in which a driver of this version lists its devices."""
     return "hailo1x" if version >= _CLASS_RENAMED else "hailo_chardev"
+
+
+def rebind(address: PciAddress | None, driver: str | None) -> str:
+    """Say how to have a driver start one device anew, which leaves the others alone."""
+    if address is None or driver not in PCI_DRIVERS:
+        return "reload the driver"
+    return f"`cd /sys/bus/pci/drivers/{driver} && echo {address} > unbind && echo {address} > bind`"
 
 
 def collide(versions: Iterable[Version]) -> bool:

@@ -23,6 +23,7 @@ class FaultCode(StrEnum):
     VANISHED = "device.vanished"
     UNKNOWN_TO_MACHINE = "device.unknown-to-machine"
     DENIED = "device.denied"
+    HELD_ELSEWHERE = "device.held-elsewhere"
     RECOVERING = "device.recovering"
     UNRESPONSIVE = "device.unresponsive"
     DUPLICATE = "device.duplicate"
@@ -101,12 +102,13 @@ def judge(
     patience: Patience,
 ) -> Verdict:
     """Weigh the evidence of one look; `before` is None for a device never seen."""
-    # While a device recovers, its faults age no further: waiting must not shorten the wait.
-    judged_at = at if evidence or history.well_since is None else history.well_since
-    recent = tuple(t for t in history.faulted_at if judged_at - t < patience.flap_window_seconds)
+    recent = history.faulted_at
     if evidence:
         if before is Health.HEALTHY or history.well_since is not None:
-            recent = (*recent, at)[-2:]  # a relapse counts as much as a fault
+            # A new fault, or a relapse: only now do old ones age, so that neither a long illness
+            # nor the wait itself shortens the wait.
+            young = tuple(t for t in recent if at - t < patience.flap_window_seconds)
+            recent = (*young, at)[-2:]
         since = history.since if before is Health.UNHEALTHY else at
         return Verdict(
             health=Health.UNHEALTHY,

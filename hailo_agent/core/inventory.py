@@ -16,6 +16,7 @@ from hailo_agent.core.device import (
     DeviceId,
     Devnode,
     Holder,
+    Identity,
     PciAddress,
     model_of,
 )
@@ -83,8 +84,10 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
     for device_id in sorted({*known, *seen, *hands.ours(policy.resources)}):
         old = known.get(device_id)
         found = seen.get(device_id)
-        device = _describe(device_id, old, found, hands.resource(device_id))
-        evidence = _evidence(device_id, old, found, at)
+        device = _describe(device_id, old, found, hands.resource(device_id, policy.resources))
+        evidence = _evidence(device_id, old, found, at) or _held_elsewhere(
+            device_id, hands.strangers(device_id, policy.resources)
+        )
         denied = policy.denies(device)
         if denied:
             evidence = (_denied(device_id),)
@@ -108,7 +111,8 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
             held=hands.held(device_id),
             holders=hands.holders(device_id),
         )
-        if denied or found is None:
+        # An entry that fell silent may speak again: that is no reason to drop anything.
+        if found is None or (denied and found.device_id is not None):
             gone_since = max((fault.since for fault in verdict.faults), default=at)
             due_at = hands.forget_at(device_id, gone_since, policy.tombstone_seconds)
             if due_at is not None and at >= due_at:
@@ -193,9 +197,15 @@ class _Hands:
             if any(resource in resources for resource, _ in hands)
         }
 
-    def resource(self, device_id: DeviceId) -> str | None:
-        hands = self.by_device.get(device_id, ())
-        return hands[0][0] if hands else None
+    def resource(self, device_id: DeviceId, served: frozenset[str]) -> str | None:
+        """Name the resource it is held under, if we serve it."""
+        names = sorted(resource for resource, _ in self.by_device.get(device_id, ()))
+        return next((name for name in names if name in served), None)
+
+    def strangers(self, device_id: DeviceId, served: frozenset[str]) -> tuple[str, ...]:
+        """Name the resources that it is held under and that we do not serve."""
+        names = {resource for resource, _ in self.by_device.get(device_id, ())}
+        return tuple(sorted(names - served))
 
     def holders(self, device_id: DeviceId) -> tuple[Holder, ...]:
         return tuple(sorted({holder for _, holder in self.by_device.get(device_id, ())}))
@@ -273,21 +283,27 @@ def _describe(
     if found is not None and found.function is not None:
         function = found.function
         pci_id = function.pci_id or device.pci_id
+        model = model_of(pci_id, found.accelerator_type)
+        if found.faults and pci_id == device.pci_id:
+            model = device.model  # what tells the models apart may be what could not be read
         device = replace(
             device,
-            model=model_of(pci_id, found.accelerator_type),
+            model=model,
             pci_id=pci_id,
             topology=function.topology,
             link=function.link,
             driver=function.driver,
             driver_version=function.driver_version,
         )
-    is_known = device.pci_id is not None or (found is not None and _is_sound(found))
+    is_known = device.pci_id is not None or (
+        found is not None and found.family.identity is Identity.SYSFS and _is_sound(found)
+    )
     return replace(
         device,
         address=device.address if found is None else found.address or device.address,
         devnode=None if found is None else _devnode(device.devnode, found),
-        resource=None if is_known else device.resource or resource,
+        # Held, it stays where it was granted, however it would be named now.
+        resource=resource or (None if is_known else device.resource),
     )
 
 
@@ -329,8 +345,19 @@ def _evidence(
     if wrong is not None:
         code, message, remedy = wrong
         return (_fault(code, device_id, message, remedy),)
-    if found.address is not None and found.function_is_gone:
+    return _wrong_with_function(device_id, old, found)
+
+
+def _wrong_with_function(
+    device_id: DeviceId, old: Device | None, found: Sighting
+) -> tuple[Fault, ...]:
+    """Doubt what hangs in the air; what was known once may be unreadable for a while."""
+    if found.address is None or found.function is not None:
+        return ()
+    if found.function_is_gone:
         return (_functionless(device_id, found.address),)
+    if old is None or old.pci_id is None:
+        return (_unread(device_id, found.address),)
     return ()
 
 
@@ -430,6 +457,29 @@ def _functionless(device_id: DeviceId, address: PciAddress) -> Fault:
         device_id,
         f"PCI function {address} is gone from the bus, though its class entry still stands",
         "look at the slot and the kernel log; `echo 1 > /sys/bus/pci/rescan` may bring it back",
+    )
+
+
+def _unread(device_id: DeviceId, address: PciAddress) -> Fault:
+    return _fault(
+        FaultCode.PCI_MISSING,
+        device_id,
+        f"PCI function {address} cannot be read, so that nobody knows what it is",
+        "check that /sys/bus/pci is there and may be read",
+    )
+
+
+def _held_elsewhere(device_id: DeviceId, resources: tuple[str, ...]) -> tuple[Fault, ...]:
+    """Keep back what pods hold under a name that is not served: it would be given twice."""
+    if not resources:
+        return ()
+    return (
+        _fault(
+            FaultCode.HELD_ELSEWHERE,
+            device_id,
+            f"a pod holds it as {', '.join(resources)}, which this agent does not serve",
+            "none: offered again when that pod ends; `hailo-agent devices` names it",
+        ),
     )
 
 

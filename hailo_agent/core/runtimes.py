@@ -18,6 +18,7 @@ _VERSION = re.compile(
 _CONTAINERD_KNOWS_CDI = (1, 7)
 _CONTAINERD_SWITCHES_CDI_ON = (2, 0)
 _CRIO_KNOWS_ANNOTATIONS = (1, 24)
+_CRIO_READS_MOUNT_TYPES = (1, 26)  # CDI 0.4.0; our masks need it
 _CRIO_READS_CRI_FIELD = (1, 28)
 
 
@@ -42,15 +43,25 @@ def doubt(runtime_version: str, delivery: Collection[Delivery]) -> str:
 
 def _missing(name: str, version: tuple[int, int], delivery: Collection[Delivery]) -> str:
     if name == "containerd":
-        if version < _CONTAINERD_KNOWS_CDI:
-            return "containerd before 1.7 ignores CDI"
-        if version < _CONTAINERD_SWITCHES_CDI_ON:
-            return "containerd 1.7 ignores CDI unless enable_cdi is set in its configuration"
-    elif name == "cri-o":
-        if version < _CRIO_KNOWS_ANNOTATIONS:
-            return "CRI-O before 1.24 ignores CDI"
-        if version < _CRIO_READS_CRI_FIELD and Delivery.ANNOTATION not in delivery:
-            return "CRI-O before 1.28 reads CDI names from annotations only"
-    elif name == "docker":
-        return "the Docker shim ignores CDI"
+        return _missing_in_containerd(version)
+    if name == "cri-o":
+        return _missing_in_crio(version, delivery)
+    return "the Docker shim ignores CDI" if name == "docker" else ""
+
+
+def _missing_in_containerd(version: tuple[int, int]) -> str:
+    if version < _CONTAINERD_KNOWS_CDI:
+        return "containerd before 1.7 ignores CDI"
+    if version < _CONTAINERD_SWITCHES_CDI_ON:
+        return "containerd 1.7 ignores CDI unless enable_cdi is set in its configuration"
+    return ""
+
+
+def _missing_in_crio(version: tuple[int, int], delivery: Collection[Delivery]) -> str:
+    if version < _CRIO_KNOWS_ANNOTATIONS:
+        return "CRI-O before 1.24 ignores CDI"
+    if version < _CRIO_READS_MOUNT_TYPES:
+        return "CRI-O before 1.26 refuses specs of CDI 0.4.0"
+    if version < _CRIO_READS_CRI_FIELD and Delivery.ANNOTATION not in delivery:
+        return "CRI-O before 1.28 reads CDI names from annotations only"
     return ""

@@ -82,5 +82,6 @@ def _groups(places: Mapping[str, Topology], free: Iterable[str], level: int) -> 
     groups: dict[Hashable, list[str]] = defaultdict(list)
     for name in free:
         place = places.get(name, NOWHERE)
-        groups[place.numa_node, place.bridges[:level]].append(name)
+        alone = name if level and not place.bridges else None  # nobody knows what it lies beside
+        groups[alone, place.numa_node, place.bridges[:level]].append(name)
     return groups.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from hailo_agent.core.device import DeviceId, Holder, Topology
+from hailo_agent.core.device import DeviceId, Holder, Topology, is_device_id
 from hailo_agent.core.grant import Grant
 from hailo_agent.core.observation import Holding, Holdings
 from hailo_agent.core.offer import Offer
@@ -64,8 +64,8 @@ def from_pods(
         for pod in pods
         for container in pod.containers
         for devices in container.devices
-        if devices.resource_name in ours
         for device_id in devices.device_ids
+        if devices.resource_name in ours or is_device_id(device_id)
     }
     return Holdings(
         at=at, entries=tuple(sorted(entries, key=lambda e: (e.resource, e.device_id, e.holder)))

@@ -225,7 +225,10 @@ def _crio(host: _Host) -> RuntimeConfig | None:
     dirs: tuple[str, ...] = ()
     for file in files:
         dirs = _strings(_at(file.table, "crio", "runtime", "cdi_spec_dirs")) or dirs
-    return RuntimeConfig(runtime="CRI-O", path=path, cdi=True, spec_dirs=dirs)
+    illegible = next((file for file in files if file.unseen), files[0])
+    return RuntimeConfig(
+        runtime="CRI-O", path=illegible.path, unseen=illegible.unseen, cdi=True, spec_dirs=dirs
+    )
 
 
 def _docker(host: _Host) -> RuntimeConfig | None:

@@ -21,6 +21,7 @@ import anyio
 import anyio.to_thread
 
 from hailo_agent.errors import SpecStoreError
+from hailo_agent.runtime.specs import make_public
 
 _DEADLINE_SECONDS: Final = 5.0
 
@@ -55,7 +56,7 @@ class DeviceLinks:
         return frozenset(n for n, target in targets.items() if self._target(n) == target)
 
     def _replace(self, targets: Mapping[str, str]) -> bool:
-        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_public(self.directory)
         gone = {path for path in self.directory.iterdir() if _is_ours(path)}
         gone -= {self.directory / name for name in targets}
         for path in gone:

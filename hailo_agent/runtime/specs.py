@@ -102,10 +102,9 @@ class SpecStore:
     def _replace(self, spec: Spec | None, numbers: Numbers) -> Outcome:
         current = _read(self.path)
         if spec is None:
-            self._written = self._numbers = None
             if current is not None:
                 self.path.unlink(missing_ok=True)
-            self._file = None
+            self._written = self._numbers = self._file = None
             return Outcome.UNCHANGED if current is None else Outcome.REMOVED
         text = spec.to_json()
         touched = self._file is not None and not self.is_intact()
@@ -114,7 +113,7 @@ class SpecStore:
         if same and (not touched or self._is_echo()):
             self._file = _fingerprint(self.path)
             return Outcome.UNCHANGED
-        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_public(self.directory)
         _publish(self.path, text)
         known, self._written, self._numbers = self._written, spec, numbers
         self._file = _fingerprint(self.path)
@@ -188,6 +187,13 @@ class SpecStore:
                 for path in sorted(directory.iterdir()):
                     if path.suffix in {".json", ".yaml"} and path != self.path:
                         yield path
+
+
+def make_public(directory: Path) -> None:
+    """Make a directory that everybody may look into, whatever the umask."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o755)
 
 
 def _publish(path: Path, text: bytes) -> None:
@@ -307,6 +313,7 @@ def _in_words(path: Path, error: OSError) -> str:
         errno.ENOSPC: "no space left on that filesystem; free some",
         errno.EDQUOT: "the disk quota is used up; free some",
         errno.ENOTDIR: "a part of the path is not a directory; set runtime.cdi_dir",
+        errno.EEXIST: "a file stands in its directory's place; remove it or set runtime.cdi_dir",
         errno.EISDIR: "a directory stands in its place; remove it",
     }
     reason = remedies.get(error.errno or 0, os.strerror(error.errno or 0))

@@ -24,6 +24,9 @@ from hailo_agent.sim.uevents import Uevents
 _GENERATION: Final = "4.23"
 _APART_SECONDS: Final = 1.05
 """The agent tells the first change at once, and folds those of the following second."""
+_REST_SECONDS: Final = 4.0
+"""On a large node: the looks that the agent takes after trouble have then ended as well."""
+_LARGE: Final = 256
 _PACE_SECONDS: Final = 0.02
 _DEADLINE_SECONDS: Final = 30.0
 _PATIENCE: Final = ("--health.flap-window-seconds=1",)
@@ -143,10 +146,11 @@ class Stand:
         """Pull and plug so many times in all, slot after slot."""
         plugs: list[float] = []
         unplugs: list[float] = []
+        apart = _APART_SECONDS if self.devices < _LARGE else _REST_SECONDS
         for number in range(count):
             address = self._slot(number)
-            # Apart, and not in step with anything that the agent does by the clock.
-            await asyncio.sleep(_APART_SECONDS + self.dice.uniform(0.0, 0.1))
+            # Not in step with anything that the agent does by the clock.
+            await asyncio.sleep(apart + self.dice.uniform(0.0, 0.1))
             with _undisturbed():
                 if number % 2 == 0:
                     unplugs.append(await self._unplugged(address))

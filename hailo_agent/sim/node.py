@@ -115,7 +115,7 @@ class AgentProcess:
             raise TimeoutError(f"no {event} within {within} s; last lines:\n{tail}") from None
 
     async def stop(self) -> int:
-        """Ask it to stop as the kubelet would, and kill it if it does not; returns its exit code."""
+        """Ask it to stop as the kubelet would, or kill it; returns its exit code."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)

@@ -58,7 +58,7 @@ def to_inventory(
         revision=revision,
         instance=about.instance,
         readiness=agentapi.Readiness(
-            ready=all(status.is_ready for status in statuses),
+            ready=bool(statuses) and all(status.is_ready for status in statuses),
             parts=[
                 agentapi.Part(name=s.name, state=s.state.value, reason=s.reason) for s in statuses
             ],

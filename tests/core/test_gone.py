@@ -294,10 +294,22 @@ def test_a_phantom_is_still_under_its_resource_when_its_pod_is_gone() -> None:
     assert device.resource == OTHER_RESOURCE
 
 
-def test_a_board_that_was_known_needs_no_word_of_its_resource() -> None:
+def test_a_device_stays_under_the_resource_it_is_held_under() -> None:
+    # Configuration may name it otherwise by now: under both names it would be counted twice.
     heard = listed(TENTH.id, at=1.0, resource=OTHER_RESOURCE)
-    device = only(after(seen(found(TENTH)), seen(at=1.0, holdings=heard)))
-    assert (device.resource, device.pci_id) == (None, TENTH.pci_id)
+    device = only(after(seen(found(TENTH)), seen(found(TENTH), at=1.0, holdings=heard)))
+    assert (device.resource, device.pci_id) == (OTHER_RESOURCE, TENTH.pci_id)
+    freed = only(after(seen(found(TENTH)), seen(found(TENTH), at=2.0, holdings=listed(at=2.0))))
+    assert freed.resource is None
+
+
+def test_a_device_that_is_held_under_a_name_nobody_serves_is_not_given_again() -> None:
+    heard = listed(TENTH.id, at=1.0, resource="hailo.ai/formerly")
+    look = seen(found(TENTH), at=1.0, holdings=heard)
+    device = only(after(seen(found(TENTH)), look))
+    assert [fault.code for fault in device.faults] == [FaultCode.HELD_ELSEWHERE]
+    assert "hailo.ai/formerly" in device.faults[0].message
+    assert only(after(seen(found(TENTH)), look, seen(found(TENTH), at=99.0))).is_usable
 
 
 # --- set aside, and gone -------------------------------------------------------------------------

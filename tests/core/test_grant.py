@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hailo_agent.core.cdi import Place, qualified, render
@@ -180,6 +180,7 @@ def test_a_refusal_always_gives_some_reason(device: Device) -> None:
 
 
 @given(st.integers(1, 0xFFFFFFFF), st.text("abc/", min_size=1, max_size=300))
+@example(domain=1, path="abc/" * 60)
 def test_the_annotation_is_one_that_the_api_server_takes(domain: int, path: str) -> None:
     for device_id in (PciAddress(domain, 1, 2, 3).device_id, soc_device_id(f"/devices/a{path}z")):
         device = replace(BOTH.devices[0], id=device_id)

@@ -155,6 +155,12 @@ def test_who_faulted_twice_within_the_window_is_well_for_a_while_before_it_is_tr
             assert waited or not repeatedly
 
 
+def test_only_the_last_two_faults_are_remembered_however_fast_they_come() -> None:
+    eager = Patience(recovery_seconds=0.0, flap_window_seconds=60.0)
+    last = verdicts([(float(n), n % 2 == 0) for n in range(20)], eager)[-1]
+    assert last.history.faulted_at == (17.0, 19.0)
+
+
 def test_flapping_that_outlasts_the_window_is_still_flapping() -> None:
     # Ill and well by turns, each for two seconds, for ten minutes: never well for five seconds.
     looks = [(2.0 * n, n % 2 == 0) for n in range(300)]

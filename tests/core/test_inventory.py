@@ -531,9 +531,12 @@ def test_bad_news_is_told_though_no_spec_covers_it() -> None:
     assert covered(ill, (), "no space left") == ill
 
 
-def test_a_device_is_listed_under_the_resource_of_its_kind_again_once_seen() -> None:
+def test_a_device_is_listed_under_the_resource_of_its_kind_again_once_freed() -> None:
     held = listed(TENTH.id, at=0.0, resource=OTHER_RESOURCE)
     phantom = only(after(seen(holdings=held)))
     assert phantom.resource == OTHER_RESOURCE
-    back = only(after(seen(holdings=held), seen(found(TENTH), at=1.0, holdings=held)))
-    assert (back.resource, back.model) == (None, Model.HAILO_10H)
+    looks = [seen(holdings=held), seen(found(TENTH), at=1.0, holdings=held)]
+    back = only(after(*looks))
+    assert (back.resource, back.model) == (OTHER_RESOURCE, Model.HAILO_10H)
+    freed = only(after(*looks, seen(found(TENTH), at=2.0, holdings=listed(at=2.0))))
+    assert freed.resource is None

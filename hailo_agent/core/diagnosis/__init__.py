@@ -6,9 +6,13 @@ out of here. One module for each thing that a person would look at, in that orde
 
 from __future__ import annotations
 
-from hailo_agent.core.diagnosis import containers, devices, driver, kubelet, surroundings
+from hailo_agent.core.diagnosis.containers import examine as containers
+from hailo_agent.core.diagnosis.devices import examine as devices
+from hailo_agent.core.diagnosis.driver import examine as driver
 from hailo_agent.core.diagnosis.facts import Facts
 from hailo_agent.core.diagnosis.finding import Finding
+from hailo_agent.core.diagnosis.kubelet import examine as kubelet
+from hailo_agent.core.diagnosis.surroundings import examine as surroundings
 
 __all__ = ["diagnose"]
 
@@ -16,9 +20,9 @@ __all__ = ["diagnose"]
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
     """Draw every conclusion, in the order in which a person would look."""
     return (
-        *devices.examine(facts),
-        *driver.examine(facts),
-        *containers.examine(facts),
-        *kubelet.examine(facts),
-        *surroundings.examine(facts.host),
+        *devices(facts),
+        *driver(facts),
+        *containers(facts),
+        *kubelet(facts),
+        *surroundings(facts.host),
     )

@@ -124,7 +124,7 @@ class SpecFacts:
     configs: tuple[RuntimeConfig, ...] = ()
 
 
-# --- the kubelet, and our own agent ----------------------------------------------------------------
+# --- the kubelet, and our own agent ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +186,8 @@ class Facts:
     kubelet: KubeletFacts
     agent: AgentFacts = field(default_factory=AgentFacts)
     delivery: frozenset[Delivery] = frozenset({Delivery.CRI})
+    offered: frozenset[str] = frozenset()
+    """Resources under which usable devices are offered."""
     runtime_version: str = ""
     in_kubernetes: bool = True
     """Whether a kubelet is expected here at all."""

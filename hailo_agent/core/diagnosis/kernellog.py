@@ -8,8 +8,8 @@ is long, and may be cut at its beginning: only what came after the last `Probing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -78,6 +78,7 @@ _ACTIVATION = re.compile(r"Failed activating board -(?P<errno>[0-9]{1,3})\b")
 _ADDED = re.compile(r"\bAdded board\b")
 _RELEASED = re.compile(r"\bRemove: ")
 _RESET = re.compile(r"\bReset preparation for PCI device\b")
+_PAGE = re.compile(r"Setting max_desc_page_size to (?P<bytes>[0-9]{1,9})\b")
 _MISMATCH = re.compile(r"\bMismatch Driver version\b", re.IGNORECASE)
 _ADDRESS = re.compile(r"\b[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
 _OURS = re.compile(r"hailo|h1x", re.IGNORECASE)
@@ -97,51 +98,67 @@ class Attempt:
     """Firmware files that were missed or refused."""
     was_reset: bool = False
     """Whether the function was reset after it had been started."""
+    page_bytes: int | None = None
+    """How large the driver takes the pages of its descriptors to be."""
     mismatch: str = ""
     """What the driver said of a chip that runs another release; empty if nothing."""
 
 
 def last_attempt(lines: Sequence[str], address: PciAddress) -> Attempt:
     """Find out how the last attempt to start a function went."""
-    outcome = Outcome.UNKNOWN
-    errno = None
-    verdict = mismatch = ""
-    was_reset = False
-    clues: list[tuple[int, str, str]] = []
-    for line in _window(lines, str(address)):
-        is_ours = str(address) in line
-        for rank, (_, pattern) in enumerate(_CLUES):
-            if match := pattern.search(line):
-                clues.append((rank, line, match.groupdict().get("file") or ""))
-                break
-        if not is_ours:
-            continue
-        if failed := _FAILED.search(line) or _ACTIVATION.search(line):
-            outcome, errno, verdict = Outcome.FAILED, int(failed["errno"]), line
-        elif _ADDED.search(line):
-            outcome, was_reset = Outcome.ADDED, False
-        elif _RELEASED.search(line):
-            outcome = Outcome.RELEASED
-        elif _RESET.search(line):
-            was_reset = True
-        elif _MISMATCH.search(line):
-            mismatch = line
-    clues = [clue for clue in clues if _plain(clue[2]) not in OPTIONAL_FIRMWARE]
+    window = tuple(_window(lines, str(address)))
+    attempt = Attempt()
+    for line in window:
+        if str(address) in line:
+            attempt = _after(attempt, line)
+    clues = tuple(_clues(window))
     best = min(clues, default=None)
-    cause = _CLUES[best[0]][0] if best else None if errno is None else _BY_ERRNO.get(errno)
-    return Attempt(
-        outcome=outcome,
-        cause=cause,
-        errno=errno,
-        line=_unstamped(best[1] if best else verdict),
-        files=tuple(
-            dict.fromkeys(
-                _plain(file) for rank, _, file in clues if file and _CLUES[rank][0] is cause
-            )
-        ),
-        was_reset=was_reset,
-        mismatch=_unstamped(mismatch),
+    if best is not None:
+        attempt = replace(attempt, cause=best.cause, line=best.line)
+    elif attempt.errno is not None:
+        attempt = replace(attempt, cause=_BY_ERRNO.get(attempt.errno))
+    files = (clue.file for clue in clues if clue.file and clue.cause is attempt.cause)
+    return replace(attempt, files=tuple(dict.fromkeys(files)))
+
+
+def _after(attempt: Attempt, line: str) -> Attempt:
+    """Take one more line into account."""
+    if failed := _FAILED.search(line) or _ACTIVATION.search(line):
+        return replace(
+            attempt, outcome=Outcome.FAILED, errno=int(failed["errno"]), line=_unstamped(line)
+        )
+    if _ADDED.search(line):
+        return replace(attempt, outcome=Outcome.ADDED, was_reset=False)
+    if page := _PAGE.search(line):
+        return replace(attempt, page_bytes=int(page["bytes"]))
+    if _MISMATCH.search(line):
+        return replace(attempt, mismatch=_unstamped(line))
+    return replace(
+        attempt,
+        outcome=Outcome.RELEASED if _RELEASED.search(line) else attempt.outcome,
+        was_reset=attempt.was_reset or _RESET.search(line) is not None,
     )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Clue:
+    """A line that names a cause: the surest first, and of those the earliest."""
+
+    rank: int
+    position: int
+    cause: Cause
+    line: str
+    file: str
+
+
+def _clues(lines: Iterable[str]) -> Iterator[_Clue]:
+    for position, line in enumerate(lines):
+        for rank, (cause, pattern) in enumerate(_CLUES):
+            if match := pattern.search(line):
+                file = _plain(match.groupdict().get("file") or "")
+                if file not in OPTIONAL_FIRMWARE:
+                    yield _Clue(rank, position, cause, _unstamped(line), file)
+                break
 
 
 def lines_about(lines: Iterable[str], pattern: str) -> tuple[str, ...]:

@@ -1,0 +1,348 @@
+"""How devices reach containers: the spec, the runtime that reads it, and the nodes themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Final
+
+from hailo_agent.core.device import ALL, Device
+from hailo_agent.core.diagnosis.facts import Facts, HostFacts, RuntimeConfig, SpecFacts
+from hailo_agent.core.diagnosis.finding import Finding, Verdict
+from hailo_agent.core.grant import Delivery
+from hailo_agent.core.runtimes import doubt
+
+_EVERYBODY_MAY_OPEN: Final = 0o666
+_MOST_SHOWN: Final = 3
+_USUAL_DIRS: Final = ("/etc/cdi", "/var/run/cdi")
+_FIX_SPEC: Final = (
+    "start the agent, which keeps it right; without Kubernetes, `hailo-agent cdi generate`, or the"
+    " service hailo-agent-cdi"
+)
+
+
+def examine(facts: Facts) -> Iterator[Finding]:
+    """Look at what is on disk for the runtime, at the runtime, and at the nodes."""
+    if facts.needs_spec:
+        yield from _directory(facts.spec)
+        yield _spec(facts)
+        yield from _foreign(facts)
+        yield from _runtimes(facts)
+    yield from _links(facts)
+    for device in facts.inventory.devices:
+        yield from _mode(device, facts)
+    yield from _char_links(facts.host)
+
+
+# --- the spec ------------------------------------------------------------------------------------
+
+
+def _directory(spec: SpecFacts) -> Iterator[Finding]:
+    directory = str(PurePosixPath(spec.path).parent)
+    if spec.is_writable is False:
+        yield Finding(
+            check="cdi.directory",
+            looked_at=directory,
+            found="cannot be written",
+            verdict=Verdict.BROKEN,
+            why="runtimes find there what our device names mean",
+            next_step="run the agent as root and mount the directory writable, or set"
+            " runtime.cdi_dir to one that is, and that runtimes read",
+        )
+    if spec.is_symlink:
+        yield Finding(
+            check="cdi.directory",
+            looked_at=directory,
+            found="is itself a symlink",
+            verdict=Verdict.BROKEN,
+            why="the CDI library up to 1.1.0 does not scan such a directory",
+            next_step=f"`rm {directory} && mkdir {directory}`, or set runtime.cdi_dir to where it"
+            " leads, if runtimes read that",
+        )
+
+
+def _spec(facts: Facts) -> Finding:
+    spec, expected = facts.spec, facts.expected
+    if spec.unseen:
+        return _about_spec(
+            spec,
+            f"cannot be read: {spec.unseen}",
+            Verdict.UNSEEN,
+            "what it says decides what containers get",
+            f"run the doctor as root, or `chmod a+r {spec.path}`: there is no secret in it",
+        )
+    if spec.problems:
+        more = len(spec.problems) - _MOST_SHOWN
+        return _about_spec(
+            spec,
+            "; ".join(spec.problems[:_MOST_SHOWN]) + (f"; and {more} more" if more > 0 else ""),
+            Verdict.BROKEN,
+            "a runtime refuses the whole file, so that none of its names can be resolved",
+            _FIX_SPEC,
+        )
+    if spec.nodes is None:
+        if not expected:
+            return Finding(
+                check="cdi.spec", looked_at=spec.path, found="no spec, as there is no device"
+            )
+        return _about_spec(
+            spec,
+            "no spec" if spec.directory_exists is not False else "no spec, nor its directory",
+            Verdict.BROKEN,
+            "no container can be given a device by name",
+            _FIX_SPEC,
+        )
+    return _spec_against_truth(spec, spec.nodes, expected)
+
+
+def _spec_against_truth(
+    spec: SpecFacts, nodes: Mapping[str, tuple[str, ...]], expected: Mapping[str, tuple[str, ...]]
+) -> Finding:
+    if lacking := sorted(expected.keys() - nodes.keys()):
+        return _about_spec(
+            spec,
+            f"lacks {_list(lacking)}",
+            Verdict.BROKEN,
+            "a container that is granted such a device is not created: unresolvable CDI device",
+            _FIX_SPEC,
+        )
+    for name in sorted(expected):
+        if set(nodes[name]) != set(expected[name]):
+            return _about_spec(
+                spec,
+                f"says that {name} is {_list(nodes[name])}, and it is {_list(expected[name])}",
+                Verdict.BROKEN,
+                "a container gets another device than it was granted, or is not created",
+                _FIX_SPEC,
+            )
+    if stale := sorted(nodes.keys() - expected.keys()):
+        return _about_spec(
+            spec,
+            f"still names {_list(stale)}, which the machine does not have",
+            Verdict.DEGRADED,
+            "a container that asks for it is not created: its devnode is missing",
+            _FIX_SPEC,
+        )
+    count = len(expected.keys() - {ALL})
+    return Finding(
+        check="cdi.spec",
+        looked_at=spec.path,
+        found=f"valid, and true: {count} device{'' if count == 1 else 's'}",
+    )
+
+
+def _about_spec(spec: SpecFacts, found: str, verdict: Verdict, why: str, step: str) -> Finding:
+    return Finding(
+        check="cdi.spec",
+        looked_at=spec.path,
+        found=found,
+        verdict=verdict,
+        why=why,
+        next_step=step,
+    )
+
+
+def _foreign(facts: Facts) -> Iterator[Finding]:
+    spec = facts.spec
+    ours = {*facts.expected, *(spec.nodes or ())}
+    for path in dict.fromkeys(path for path, name in spec.foreign if name in ours):
+        names = _list([name for where, name in spec.foreign if where == path and name in ours])
+        yield Finding(
+            check="cdi.conflict",
+            looked_at=path,
+            found=f"defines {names}, as {spec.path} does",
+            verdict=Verdict.BROKEN,
+            why=_what_readers_do(path, spec),
+            next_step=f"remove {path}, or the device from it",
+        )
+    for path in spec.leftovers:
+        yield Finding(
+            check="cdi.leftover",
+            looked_at=path,
+            found="left behind by an agent with another configuration, or by one that was killed",
+            verdict=Verdict.DEGRADED,
+            why="it may hide or contradict the true spec",
+            next_step=f"restart the agent, which removes it, or `rm {path}`",
+        )
+
+
+def _what_readers_do(path: str, spec: SpecFacts) -> str:
+    """Say which of two files wins: by the order of their directories, and none within one."""
+    theirs, ours = _rank(path, spec), _rank(spec.path, spec)
+    if theirs is None or ours is None or theirs == ours:
+        return "of two files of equal rank that define one name, readers drop the name from both"
+    if theirs > ours:
+        return "its directory overrules ours, so that containers get what it says"
+    return "ours overrules it, but not for readers that look into its directory alone"
+
+
+def _rank(path: str, spec: SpecFacts) -> int | None:
+    directory = _canonical(str(PurePosixPath(path).parent))
+    ranks = [i for i, d in enumerate(spec.search) if _canonical(d) == directory]
+    return ranks[-1] if ranks else None
+
+
+# --- the runtime ---------------------------------------------------------------------------------
+
+
+def _runtimes(facts: Facts) -> Iterator[Finding]:
+    configs = [c for c in facts.spec.configs if c.for_kubelet == facts.in_kubernetes]
+    if not configs:
+        yield Finding(
+            check="runtime.cdi",
+            looked_at="configurations of container runtimes",
+            found="none found here",
+            verdict=Verdict.UNSEEN,
+            why="containerd 1.7 ignores CDI unless told otherwise"
+            if facts.in_kubernetes
+            else "podman resolves CDI names since 4.1, docker since 25",
+            next_step="run the doctor on the host, or with `--root DIR` where its / is mounted",
+        )
+    for config in configs:
+        yield _runtime(config, facts)
+    reason = doubt(facts.runtime_version, facts.delivery)
+    if reason and facts.in_kubernetes and not any(config.cdi for config in configs):
+        yield Finding(
+            check="runtime.version",
+            looked_at=f"runtime.version ({facts.runtime_version})",
+            found=reason,
+            verdict=Verdict.DEGRADED if facts.has_fallback else Verdict.BROKEN,
+            why=_WITHOUT_MASK if facts.has_fallback else _WITHOUT_ANYTHING,
+            next_step="switch CDI on or update the runtime; or add annotation or devicespec to"
+            " runtime.delivery",
+        )
+    if facts.runtime_version.startswith(_OLD_CRIO) and facts.spec.missing:
+        yield Finding(
+            check="runtime.cdi-dirs",
+            looked_at=_list(facts.spec.missing),
+            found="does not exist",
+            verdict=Verdict.BROKEN,
+            why="CRI-O up to 1.25 stops at the first directory that is missing"
+            " (container-device-interface issue 78)",
+            next_step=f"`mkdir -p {' '.join(facts.spec.missing)}`",
+        )
+
+
+_OLD_CRIO: Final = ("cri-o://1.24.", "cri-o://1.25.")
+_WITHOUT_MASK: Final = (
+    "CDI names are ignored without a word; containers get their devnodes all the same, but see"
+    " every device of the node in sysfs, over which libhailort stumbles"
+)
+_WITHOUT_ANYTHING: Final = "CDI names are ignored without a word: containers start without a device"
+
+
+def _runtime(config: RuntimeConfig, facts: Facts) -> Finding:
+    cdi = config.cdi
+    if cdi is None and config.for_kubelet and facts.runtime_version:
+        cdi = not doubt(facts.runtime_version, facts.delivery)
+    ours = str(PurePosixPath(facts.spec.path).parent)
+    dirs = config.spec_dirs or _USUAL_DIRS
+    if config.unseen:
+        return Finding(
+            check="runtime.cdi",
+            looked_at=config.path,
+            found=f"{config.runtime}: {config.unseen}",
+            verdict=Verdict.UNSEEN,
+            why="whether CDI is on stands there",
+            next_step="run the doctor as root; see also `crictl info | grep -i cdi`",
+        )
+    if cdi is None:
+        return Finding(
+            check="runtime.cdi",
+            looked_at=config.path,
+            found=f"{config.runtime}: it does not say; {config.depends}",
+            verdict=Verdict.UNSEEN,
+            why="without it, names are ignored without a word",
+            next_step=config.to_switch_on,
+        )
+    if not cdi:
+        return Finding(
+            check="runtime.cdi",
+            looked_at=config.path,
+            found=f"{config.runtime}: CDI is off",
+            verdict=Verdict.DEGRADED if facts.has_fallback else Verdict.BROKEN,
+            why=_WITHOUT_MASK if facts.has_fallback else _WITHOUT_ANYTHING,
+            next_step=config.to_switch_on,
+        )
+    if _canonical(ours) not in map(_canonical, dirs):
+        return Finding(
+            check="runtime.cdi-dirs",
+            looked_at=config.path,
+            found=f"{config.runtime}: CDI is on, but specs are looked for in {_list(dirs)} only",
+            verdict=Verdict.BROKEN,
+            why=f"our spec is in {ours}, where it is not found: unresolvable CDI device",
+            next_step=f"set runtime.cdi_dir to {dirs[-1]}, or add {ours} to cdi_spec_dirs",
+        )
+    return Finding(check="runtime.cdi", looked_at=config.path, found=f"{config.runtime}: CDI is on")
+
+
+# --- nodes and links -----------------------------------------------------------------------------
+
+
+def _links(facts: Facts) -> Iterator[Finding]:
+    """Look for the lasting links that device specs name; a missing one fails the container."""
+    if Delivery.DEVICESPEC not in facts.delivery or not facts.in_kubernetes:
+        return
+    lacking = sorted(facts.expected.keys() - facts.spec.links - {ALL})
+    if lacking:
+        yield Finding(
+            check="runtime.links",
+            looked_at=facts.spec.links_dir,
+            found=f"no link, or a wrong one, for {_list(lacking)}",
+            verdict=Verdict.DEGRADED,
+            why="containers of the delivery devicespec name their device by this link; without it"
+            " they are not created",
+            next_step="start the agent, which makes it; see runtime.links_dir",
+        )
+
+
+def _mode(device: Device, facts: Facts) -> Iterator[Finding]:
+    if device.devnode is None:
+        return
+    name, class_name = device.devnode.name, device.devnode.class_name
+    mode = facts.host.modes.get(name)
+    if mode is None or mode & _EVERYBODY_MAY_OPEN == _EVERYBODY_MAY_OPEN:
+        return
+    if facts.needs_spec:
+        yield Finding(
+            check="devnode.mode",
+            looked_at=f"/dev/{name}",
+            found=f"mode {mode:04o}; with CDI, a container's own node belongs to its user",
+        )
+        return
+    yield Finding(
+        check="devnode.mode",
+        looked_at=f"/dev/{name}",
+        found=f"mode {mode:04o}",
+        verdict=Verdict.DEGRADED,
+        why="without CDI the container's node has this mode, too: only root can open it",
+        next_step=f'write `SUBSYSTEM=="{class_name}", MODE="0666"` to'
+        " /etc/udev/rules.d/51-hailo.rules, then `udevadm control --reload && udevadm trigger"
+        f" --subsystem-match={class_name}`",
+    )
+
+
+def _char_links(host: HostFacts) -> Iterator[Finding]:
+    for number, leads in (host.char_links or {}).items():
+        if not leads:
+            yield Finding(
+                check="devnode.char-link",
+                looked_at=f"/dev/char/{number}",
+                found="does not lead to the devnode",
+                verdict=Verdict.DEGRADED,
+                why="where systemd manages the cgroups, `systemctl daemon-reload` takes the device"
+                " away from running containers (nvidia-container-toolkit issue 48; runc before"
+                " 1.1.7)",
+                next_step="`udevadm trigger --action=add`; without udev, link it by hand from the"
+                " devnode",
+            )
+
+
+def _canonical(directory: str) -> str:
+    """Take /var/run for /run, which it leads to on every distribution with systemd."""
+    path = str(PurePosixPath(directory))
+    return path.removeprefix("/var") if path.startswith("/var/run/") else path
+
+
+def _list(names: object) -> str:
+    return ", ".join(map(str, names)) if isinstance(names, list | tuple) else str(names)
