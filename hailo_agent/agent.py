@@ -171,12 +171,13 @@ class Agent:
             self._begin(group, Part(name="subscribers", run=self._serve_events, essential=False))
         if self._needs_spec:
             await self._remove_leftovers()
+        started_at = asyncio.get_running_loop().time()
         if self._with_kubelet:
             await self._holdings.first(_FIRST_HOLDINGS_SECONDS)
         self._begin(group, Part(name="reconciler", run=self._reconciler.run))
         for part in self._sensors():
             self._begin(group, part)
-        await self._reconciler.looked.wait()
+        await self._weighed(started_at)
         for session in self._sessions:
             self._begin(group, Part(name=f"plugin {session.terms.resource}", run=session.run))
         if self._with_kubelet:
@@ -191,6 +192,20 @@ class Agent:
             async for statuses in self.roster.statuses.follow():
                 if all(s.state is State.STOPPED for s in statuses if s.name in plugins):
                     return
+
+    async def _weighed(self, at: float) -> None:
+        """Wait until what was known at this time is in the inventory."""
+        async for weighed_at in self._reconciler.weighed_at.follow():
+            if weighed_at >= at:
+                return
+
+    async def _learn_holders(self) -> None:
+        """Learn what a kubelet remembers, before it is told of devices."""
+        fetched_at = asyncio.get_running_loop().time()
+        await self._holdings.first(_FIRST_HOLDINGS_SECONDS)
+        self.bell.ring("holdings")
+        with anyio.move_on_after(_FIRST_HOLDINGS_SECONDS):
+            await self._weighed(fetched_at)
 
     def _begin(self, group: TaskGroup, part: Part) -> None:
         group.start_soon(partial(supervise, part, self.roster), name=part.name)
@@ -312,6 +327,7 @@ class Agent:
             ),
             inventory=self.inventory,
             register_seconds=self.settings.kubelet.register_timeout_seconds,
+            prepare=self._learn_holders,
         )
 
     def _remember_grant(self, devices: Iterable[DeviceId]) -> None:

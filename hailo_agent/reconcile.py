@@ -75,8 +75,8 @@ class Reconciler:
     place: Place
     inventory: Latest[Inventory]
     resync_seconds: float
-    looked: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the inventory has been published for the first time."""
+    weighed_at: Latest[float] = field(default_factory=lambda: Latest(-math.inf))
+    """The age of the observation behind the inventory, moved with each pass."""
     _decided: Inventory = field(default_factory=Inventory)
     _refused: str = ""
     _settling: Sequence[float] = ()
@@ -124,7 +124,7 @@ class Reconciler:
             self._backoff.forget()
             report("")
         self._publish(published)
-        self.looked.set()
+        self.weighed_at.publish(observation.at)
         if published.review_at is not None:
             due = min(due, max(published.review_at - asyncio.get_running_loop().time(), 0.0))
         if self._settling:

@@ -58,7 +58,7 @@ def validate(file: Path) -> int:
         document = _read(file)
     except SpecInvalid as invalid:
         for problem in invalid.problems:
-            print(f"{file}:{problem}")
+            print(f"{file}:{problem.line}: {problem}" if problem.line else f"{file}: {problem}")
         return _EX_FAILED
     print(f"{file}: valid, CDI {document.version}, {document.kind}: {', '.join(document.devices)}")
     return 0

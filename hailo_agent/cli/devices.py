@@ -24,6 +24,7 @@ from hailo_agent.subscribers import client
 from hailo_agent.wire import agentapi
 
 _PIPE_WIDTH = 200
+_WIDEST = 1000
 _UNKNOWN = "-"
 
 _WORDS = {
@@ -81,7 +82,10 @@ def _show_json(inventory: agentapi.Inventory) -> None:
 def _show(inventory: agentapi.Inventory) -> None:
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
     if inventory.devices:
-        console.print(_table(inventory.devices))
+        table = _table(inventory.devices)
+        # On a narrow terminal lines wrap, as kubectl's do: a cut id is of no use to anybody.
+        natural = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+        console.print(table, width=max(console.width, natural), crop=False, soft_wrap=True)
     else:
         console.print("No Hailo device is usable on this node.")
     if inventory.faults:

@@ -99,12 +99,12 @@ async def _registered(
 
 
 def _elsewhere(root: Path) -> str:
-    """Find the root directory of a kubelet that keeps it in another place."""
+    """Find the root directory of a kubelet that keeps it in another place, as the host knows it."""
     for name in _OTHER_ROOTS:
         path = root / name / _POD_RESOURCES
         try:
             if stat.S_ISSOCK(path.stat().st_mode):
-                return str(root / name)
+                return f"/{name}"
         except OSError:
             continue
     return ""

@@ -8,7 +8,7 @@ socket is another one, or nobody listens to our list.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -56,6 +56,8 @@ class Session:
     inventory: Latest[Inventory]
     register_seconds: float
     """The kubelet calls us back under this deadline before it answers."""
+    prepare: Callable[[], Awaitable[None]]
+    """Called before each registration, for what must be known by then; takes a moment at most."""
     hints: Doorbell = field(default_factory=Doorbell)
     """Rung when something in the directory changed."""
     _home: Identity | None = None
@@ -90,6 +92,7 @@ class Session:
 
     async def _once(self, kubelet: Identity, report: Callable[[str], None]) -> _Lost:
         """Be registered once; returns why it is over, when every stream has ended."""
+        await self.prepare()
         plugin = DevicePlugin(self.inventory, self.terms)
         path = self.directory / endpoint_name(self.terms.resource)
         async with serving(path, [plugin], edge="kubelet") as endpoint:

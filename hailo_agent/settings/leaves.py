@@ -149,7 +149,11 @@ def flags_from(namespace: Namespace, rest: Sequence[str] = ()) -> list[tuple[str
 def nearest_key(name: str) -> str | None:
     """Return the setting that somebody who wrote this key meant."""
     by_name = {leaf.name: leaf.key for leaf in reversed(leaves())}
-    return by_name.get(name.rpartition(".")[2]) or nearest(name, leaf_by_key(), likeness=0.75)
+    return (
+        nearest(name, leaf_by_key(), likeness=0.85)
+        or by_name.get(name.rpartition(".")[2])
+        or nearest(name, leaf_by_key(), likeness=0.75)
+    )
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:

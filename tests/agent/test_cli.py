@@ -91,11 +91,13 @@ def test_the_version_is_told_in_one_line() -> None:
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["run", "--help"], ["devices", "--help"], ["cdi", "--help"]]
 )
-def test_help_is_there_for_the_asking(arguments: list[str]) -> None:
-    done = hailo_agent(*arguments)
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: hailo-agent")
-    assert done.stderr == ""
+def test_help_is_there_for_the_asking(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli._run(arguments)
+    assert exited.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: hailo-agent")
 
 
 def test_every_verb_is_in_the_help() -> None:
@@ -107,12 +109,15 @@ def test_every_verb_is_in_the_help() -> None:
 @pytest.mark.parametrize(
     "arguments", [[], ["dance"], ["cdi"], ["cdi", "dance"], ["cdi", "validate"]]
 )
-def test_what_is_no_verb_is_a_usage_error(arguments: list[str]) -> None:
-    done = hailo_agent(*arguments)
-    assert done.returncode == USAGE
-    assert "usage: hailo-agent" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_what_is_no_verb_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli._run(arguments)
+    assert exited.value.code == USAGE
+    said = capsys.readouterr()
+    assert "usage: hailo-agent" in said.err
+    assert said.out == ""
 
 
 # --- bad configuration --------------------------------------------------------------------------
@@ -494,7 +499,7 @@ def test_config_show_as_json_has_value_and_origin_of_every_key() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["config", "show"], ["devices"], ["devices", "--json"], ["cdi", "show"], ["--help"]],
+    [["config", "show"], ["devices"], ["cdi", "show"], ["--help"]],
 )
 def test_a_reader_that_has_seen_enough_gets_no_traceback(
     machine: Machine, root: Path, arguments: list[str]

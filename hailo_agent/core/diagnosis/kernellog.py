@@ -128,7 +128,7 @@ def _after(attempt: Attempt, line: str) -> Attempt:
             attempt, outcome=Outcome.FAILED, errno=int(failed["errno"]), line=_unstamped(line)
         )
     if _ADDED.search(line):
-        return replace(attempt, outcome=Outcome.ADDED, was_reset=False)
+        return replace(attempt, outcome=Outcome.ADDED, errno=None, line="", was_reset=False)
     if page := _PAGE.search(line):
         return replace(attempt, page_bytes=int(page["bytes"]))
     if _MISMATCH.search(line):

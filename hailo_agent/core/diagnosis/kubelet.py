@@ -66,7 +66,8 @@ def _root(kubelet: KubeletFacts) -> Iterator[Finding]:
             verdict=Verdict.DEGRADED,
             why="the agent asks there who holds a device; without an answer it keeps a gone device"
             " on the list for a day",
-            next_step=f"set kubelet.root to {kubelet.root_elsewhere}",
+            next_step=f"set kubelet.root to {kubelet.root_elsewhere}, and mount that in the agent's"
+            " pod at the same path",
         )
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ _TOOLS: Final = {
     "nsenter": "util-linux",
 }
 _RUN_SECONDS: Final = 60.0
+_TIDY_SECONDS: Final = 10.0
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 _PODMAN: Final = (
@@ -293,9 +295,7 @@ def started(rootfs: Path, *, setup: str = "", sys: Path | None = None) -> Iterat
             yield Engine(pid=holder.pid, rootfs=rootfs, cgroup=cgroup, sys=sys)
         finally:
             holder.stdin.close()
-            for directory in sorted(_cgroups(cgroup), reverse=True):
-                with suppress(OSError):
-                    directory.rmdir()
+            _remove_cgroups(cgroup)
 
 
 def try_out(engine: Engine) -> None:
@@ -352,6 +352,16 @@ def _mounts(process: int | str) -> list[str]:
 def _cgroups(name: str) -> list[Path]:
     tops = [*_CGROUPS.glob(name), *_CGROUPS.glob(f"*/{name}")]
     return [Path(path) for top in tops for path, _, _ in os.walk(top)]
+
+
+def _remove_cgroups(name: str) -> None:
+    """Remove what podman keeps: its conmon is in there for a moment longer than the container."""
+    deadline = time.monotonic() + _TIDY_SECONDS
+    while (left := sorted(_cgroups(name), reverse=True)) and time.monotonic() < deadline:
+        for directory in left:
+            with suppress(OSError):
+                directory.rmdir()
+        time.sleep(0.005)
 
 
 def _walk(top: Path) -> Iterator[str]:
