@@ -19,8 +19,8 @@ from hailo_agent.aio.latest import Latest
 from hailo_agent.aio.supervise import Backoff
 from hailo_agent.core.cdi import Outcome, Place, Spec, links, numbers, render
 from hailo_agent.core.change import Change, Kind, changes
-from hailo_agent.core.device import DeviceNumber
-from hailo_agent.core.health import Fault
+from hailo_agent.core.device import Device, DeviceNumber
+from hailo_agent.core.health import Fault, Health
 from hailo_agent.core.inventory import Inventory, Policy, bad_news, covered, decide
 from hailo_agent.core.observation import Observation
 from hailo_agent.errors import EdgeError
@@ -120,6 +120,8 @@ class Reconciler:
             due = self._refuse("spec.refused", error, report)
             published = await self._as_far_as_covered(self._decided, str(error))
         else:
+            if self._refused:
+                _log.info("spec.accepted", spec={"path": self.policy.spec_path})
             self._refused = ""
             self._backoff.forget()
             report("")
@@ -167,14 +169,15 @@ class Reconciler:
         found = changes(self.inventory.value, published)
         for change in found:
             _tell(change, self.place)
-        if any(change.kind in _UNSETTLED for change in found):
+        if any(_is_unsettled(change) for change in found):
             self._settling = SETTLING_SECONDS
         self.inventory.publish(published)
 
 
 def _tell(change: Change, place: Place) -> None:
     """Write the one log line of a change."""
-    write = _log.warning if change.kind in _WARNINGS else _log.info
+    is_bad = change.kind in _WARNINGS or (change.kind is Kind.ADDED and _is_ill(change.device))
+    write = _log.warning if is_bad else _log.info
     if change.fault is not None:
         write(change.kind.value, fault=_fault(change.fault))
     if change.device is not None:
@@ -191,6 +194,14 @@ def _tell(change: Change, place: Place) -> None:
                 "holders": [f"{h.namespace}/{h.pod}/{h.container}" for h in device.holders],
             },
         )
+
+
+def _is_unsettled(change: Change) -> bool:
+    return change.kind in _UNSETTLED or (change.kind is Kind.ADDED and _is_ill(change.device))
+
+
+def _is_ill(device: Device | None) -> bool:
+    return device is not None and device.health is not Health.HEALTHY
 
 
 def _fault(fault: Fault) -> dict[str, str]:

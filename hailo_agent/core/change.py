@@ -54,8 +54,6 @@ def _of_devices(before: Inventory, after: Inventory) -> Iterator[Change]:
             yield Change(kind=Kind.REMOVED, device=old)
         elif old is None:
             yield Change(kind=Kind.ADDED, device=new)
-            if new.health is not Health.HEALTHY:
-                yield Change(kind=Kind.FAULTED, device=new)
         else:
             yield from _of_device(old, new)
 

@@ -37,7 +37,11 @@ async def listen(
         HostError: there is no such socket to be had, or its events would not reach us.
     """
     if not in_initial_user_namespace():
-        raise HostError("uevents do not reach a user namespace (hostUsers: false)", edge="host")
+        raise HostError(
+            "uevents do not reach a user namespace (hostUsers: false);"
+            " changes are seen by inotify or the resync",
+            edge="host",
+        )
     try:
         listener = socket.socket(
             socket.AF_NETLINK,

@@ -84,12 +84,17 @@ async def _listen(present: Sequence[Watched], stop: anyio.Event) -> None:
         return  # gone since it was looked for: look again
     except (OSError, RuntimeError, WatchfilesRustInternalError) as error:
         raise HostError(
-            f"inotify is not available ({error}); see fs.inotify.max_user_instances and "
-            "fs.inotify.max_user_watches",
+            f"no inotify ({_in_words(error)}): raise fs.inotify.max_user_instances or"
+            " fs.inotify.max_user_watches; changes are seen by uevents or the resync",
             edge="host",
         ) from error
     finally:
         stop.set()
+
+
+def _in_words(error: Exception) -> str:
+    """Say what the kernel said; the library wraps it into words of its own."""
+    return str(error).rpartition("watcher: ")[2] or type(error).__name__
 
 
 async def _until_moved(

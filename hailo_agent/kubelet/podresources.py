@@ -45,7 +45,7 @@ class PodResources:
             try:
                 await self._listing(report, backoff)
             except EdgeError as error:
-                report(str(error))
+                report(f"{error}; until it answers, gone devices stay listed")
                 await anyio.sleep(max(self.interval_seconds, backoff.next()))
 
     async def first(self, within_seconds: float) -> None:

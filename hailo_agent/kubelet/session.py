@@ -119,12 +119,14 @@ class Session:
             if kubelet is not None:
                 return kubelet
             reason = f"waiting for the kubelet's socket {self.directory / KUBELET_SOCKET}"
+            write = _log.info
             if self._home is None:
-                reason += "; its directory does not exist: is a kubelet here, and is it mounted?"
+                reason += "; its directory does not exist: mount it, or set kubelet.plugin_dir"
+                write = _log.warning
             if reason != waiting_for:
                 waiting_for = reason
                 report(reason)
-                _log.info("plugin.waiting", resource=self.terms.resource, reason=reason)
+                write("plugin.waiting", resource=self.terms.resource, reason=reason)
             await self.hints.wait(_CHECK_SECONDS)
         return None
 

@@ -125,7 +125,7 @@ def _resource_name(name: str) -> str:
         )
     if not _QUALIFIED.fullmatch(rest):
         raise Wrong(
-            "has something else than a name after the '/'",
+            "has no proper name after the '/'",
             remedy="after the '/' use letters, digits, '-', '_' and '.', a letter or digit at each"
             " end",
         )

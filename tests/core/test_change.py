@@ -109,7 +109,7 @@ def test_devices_come_in_order_and_faults_last(before: Inventory, now: Inventory
     ("before", "now", "told"),
     [
         (None, DEVICE, [Kind.ADDED]),
-        (None, ILL, [Kind.ADDED, Kind.FAULTED]),
+        (None, ILL, [Kind.ADDED]),
         (DEVICE, None, [Kind.REMOVED]),
         (DEVICE, ILL, [Kind.FAULTED]),
         (ILL, DEVICE, [Kind.RECOVERED]),
@@ -177,9 +177,6 @@ def test_the_life_of_a_board_is_told_in_full() -> None:
     ]
 
 
-def test_a_phantom_is_added_as_ill() -> None:
-    assert kinds(Inventory(), after(seen(holdings=listed(PHANTOM, at=0.0)))) == [
-        Kind.ADDED,
-        Kind.FAULTED,
-    ]
+def test_a_device_that_is_ill_from_the_start_is_told_once() -> None:
+    assert kinds(Inventory(), after(seen(holdings=listed(PHANTOM, at=0.0)))) == [Kind.ADDED]
     assert kinds(Inventory(), after(seen(found(NEIGHBOUR)))) == [Kind.ADDED]

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hailo_agent import agent, doctor
+from hailo_agent.core.device import ALL
+from hailo_agent.core.diagnosis import diagnose
+from hailo_agent.core.diagnosis.facts import (
+    AgentFacts,
+    Facts,
+    HostFacts,
+    Inotify,
+    KubeletFacts,
+    Module,
+    RuntimeConfig,
+    SpecFacts,
+)
 from hailo_agent.core.diagnosis.finding import Finding, Verdict, worst
+from hailo_agent.core.inventory import Inventory, decide
+from hailo_agent.core.observation import Observation
 from hailo_agent.runtime.specs import SpecStore
 from hailo_agent.settings import Settings, load
+from hailo_agent.sim.kubelet import Kubelet
 from hailo_agent.sim.reports import Scene
+from tests.strategies import POLICY, RESOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +90,15 @@ async def examine(at: Scene) -> Told:
     return Told(told)
 
 
+@asynccontextmanager
+async def a_kubelet(at: Scene) -> AsyncIterator[Kubelet]:
+    """Run a kubelet where the scene has it."""
+    plugins, pod_resources = at.kubelet / "device-plugins", at.kubelet / "pod-resources"
+    async with Kubelet(plugins, pod_resources_dir=pod_resources) as kubelet:
+        yield kubelet
+        await asyncio.sleep(0.02)  # let it notice who has hung up, before its loop ends
+
+
 def assert_complete(findings: Sequence[Finding]) -> None:
     """Whatever is not well has a reason to matter and a next step, and all can be read."""
     for finding in findings:
@@ -83,3 +110,74 @@ def assert_complete(findings: Sequence[Finding]) -> None:
         for text in (finding.looked_at, finding.found, finding.why, finding.next_step):
             assert "None" not in text, finding
             assert text == text.strip(), finding
+
+
+# --- facts, where no machine is needed -----------------------------------------------------------
+
+SPEC = "/var/run/cdi/hailo.ai-npu.json"
+PLUGINS = "/var/lib/kubelet/device-plugins"
+
+
+def facts_of(*looks: Observation, **changes: object) -> Facts:
+    """Make up what a healthy node shows of itself, where these looks found what they did.
+
+    `changes` are fields of Facts; where one is a mapping, it changes the fields of the part.
+    """
+    inventory = Inventory()
+    for look in looks:
+        inventory = decide(inventory, look, POLICY)
+    nodes = {
+        str(device.id): (f"/dev/{device.devnode.name}",)
+        for device in inventory.devices
+        if device.is_usable and device.devnode is not None
+    }
+    expected = {**nodes, ALL: tuple(node for each in nodes.values() for node in each)}
+    whole = Facts(
+        observation=looks[-1] if looks else None,
+        inventory=inventory,
+        expected=expected if nodes else {},
+        host=HostFacts(
+            modules=(Module(name="hailo_pci", version="4.23.0"),),
+            kernel_release="6.12.0",
+            installed=frozenset({"hailo_pci"}),
+            firmware={"hailo/hailo8_fw.bin": True},
+            kernel_log=(),
+            inotify=Inotify(max_instances=8192, is_exhausted=False),
+        ),
+        spec=SpecFacts(
+            path=SPEC,
+            search=("/etc/cdi", "/var/run/cdi"),
+            directory_exists=True,
+            is_writable=True,
+            nodes=expected if nodes else None,
+            links=frozenset(nodes),
+            links_dir="/run/hailo-agent/devices",
+            configs=(
+                RuntimeConfig(runtime="containerd", path="/etc/containerd/config.toml", cdi=True),
+            ),
+        ),
+        kubelet=KubeletFacts(
+            plugin_dir=PLUGINS,
+            plugin_dir_exists=True,
+            socket_exists=True,
+            registered={RESOURCE: bool(nodes)},
+            root="/var/lib/kubelet",
+        ),
+        agent=AgentFacts(socket="/run/hailo-agent/agent.sock", version="0.1.0"),
+        offered=frozenset({RESOURCE} if nodes else ()),
+    )
+    parts = {name: _changed(getattr(whole, name), change) for name, change in changes.items()}
+    return replace(whole, **parts)
+
+
+def _changed(part: object, change: object) -> Any:  # noqa: ANN401 - of whatever field it is
+    if isinstance(change, dict) and is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **change)
+    return change
+
+
+def told_of(*looks: Observation, **changes: object) -> Told:
+    """Diagnose a healthy node in which something is different."""
+    findings = diagnose(facts_of(*looks, **changes))
+    assert_complete(findings)
+    return Told(findings)

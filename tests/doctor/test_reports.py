@@ -6,6 +6,7 @@ cause, and the next step. Where a report is of something that no host shows, the
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sys
 
@@ -352,6 +353,7 @@ async def test_k0s_7585_the_kubelet_keeps_its_things_elsewhere() -> None:
         await write_spec(built)
         async with Kubelet(built.kubelet / "device-plugins"):
             told = await examine(built)
+            await asyncio.sleep(0.02)  # let it notice who has hung up, before its loop ends
     assert told.the("kubelet.socket").found == "answers"
     finding = told.the("kubelet.root")
     assert finding.verdict is Verdict.DEGRADED

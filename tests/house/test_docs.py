@@ -19,7 +19,7 @@ SOURCES = [
     if "generated" not in path.parts and "sim" not in path.parts
 ]
 _NAME = r"[a-z]+(?:-[a-z]+)*\.[a-z]+(?:-[a-z]+)*"
-_WRITTEN = re.compile(rf'(?:_log|structlog\.get_logger\(\))\s*\.\w+\(\s*"({_NAME})"')
+_WRITTEN = re.compile(rf'(?:(?:_log|structlog\.get_logger\(\))\s*\.\w+|\bwrite)\(\s*"({_NAME})"')
 _CHOSEN = re.compile(rf'_refuse\("({_NAME})"|"(plugin\.rejected)" if rejected else "({_NAME})"')
 
 

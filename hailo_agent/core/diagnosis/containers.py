@@ -201,7 +201,9 @@ def _runtimes(facts: Facts) -> Iterator[Finding]:
     for config in configs:
         yield _runtime(config, facts)
     reason = doubt(facts.runtime_version, facts.delivery)
-    if reason and facts.in_kubernetes and not any(config.cdi for config in configs):
+    # A switch overrules what a version suggests; CRI-O has none.
+    is_on = any(c.cdi for c in configs) and not facts.runtime_version.startswith("cri-o://")
+    if reason and facts.in_kubernetes and not is_on:
         yield Finding(
             check="runtime.version",
             looked_at=f"runtime.version ({facts.runtime_version})",

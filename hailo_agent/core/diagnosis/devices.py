@@ -10,7 +10,7 @@ from hailo_agent.core.device import Device, Link, Model, PciAddress, model_of
 from hailo_agent.core.diagnosis.facts import Facts, HostFacts, Port
 from hailo_agent.core.diagnosis.finding import Finding, Verdict
 from hailo_agent.core.diagnosis.unserved import why_unserved
-from hailo_agent.core.drivers import rebind
+from hailo_agent.core.drivers import PCI_DRIVERS, rebind
 from hailo_agent.core.health import Fault, FaultCode, Health
 from hailo_agent.core.observation import NodeKind, PciFunction, Sighting
 
@@ -56,6 +56,8 @@ class _Round:
     facts: Facts
     devices: dict[PciAddress | None, Device]
     sightings: dict[PciAddress, Sighting]
+    nameless: tuple[str, ...]
+    """Entries that do not tell whose they are."""
     class_names: tuple[str, ...]
     told: set[Fault]
 
@@ -67,6 +69,7 @@ class _Round:
             facts=facts,
             devices={d.address: d for d in facts.inventory.devices if d.address is not None},
             sightings={s.address: s for s in sightings if s.address is not None},
+            nameless=tuple(_name(s) for s in sightings if s.device_id is None),
             class_names=() if observation is None else observation.class_names,
             told=set(),
         )
@@ -77,7 +80,10 @@ class _Round:
         sighting = self.sightings.get(function.address)
         if sighting is None:
             self._faults({str(function.address)})
-            yield why_unserved(function, place, self.facts.host, self.class_names)
+            if self.nameless and function.driver in PCI_DRIVERS:
+                yield _perhaps_served(function, place, self.nameless)
+            else:
+                yield why_unserved(function, place, self.facts.host, self.class_names)
             return
         yield from self._device(sighting, place, self.devices.get(function.address))
         if function.link is not None and function.link.is_degraded:
@@ -116,6 +122,19 @@ class _Round:
         found = [fault for fault in self.facts.inventory.faults if fault.subject in subjects]
         self.told.update(found)
         return found
+
+
+def _perhaps_served(function: PciFunction, place: str, nameless: tuple[str, ...]) -> Finding:
+    """Until 5.2 only the entry itself tells whose it is, which one that hangs does not."""
+    return Finding(
+        check="pci.function",
+        looked_at=place,
+        found=f"kernel driver {function.driver} is bound; which device it made does not show, as"
+        f" {', '.join(nameless)} does not tell whose it is",
+        verdict=Verdict.UNSEEN,
+        why="it may be that one, and then shares its fault",
+        next_step="see to that entry first",
+    )
 
 
 def _ready(device: Device, place: str, host: HostFacts) -> Finding:
@@ -243,7 +262,7 @@ def _node_step(fault: Fault, sighting: Sighting | None) -> str:
 def _remedy(fault: Fault) -> str:
     """Turn "none if …; else …", which is true of a running agent, into what a person can do."""
     if not fault.remedy.startswith("none"):
-        return fault.remedy
+        return fault.remedy or "`hailo-agent devices`, and `dmesg | grep -i hailo` as root"
     _, _, otherwise = fault.remedy.partition("; else ")
     return "run the doctor again in a moment" + (f"; if it stays, {otherwise}" if otherwise else "")
 
