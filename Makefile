@@ -25,6 +25,9 @@ PLATFORMS ?= linux/amd64,linux/arm64
 CONTAINERFILE ?= container/Dockerfile
 DOCKER ?= docker
 
+# Most tests wait for a kubelet's patience more than they compute, so more run than there are cores.
+# Those against the real kernel and a real runtime share the machine's consoles: one at a time.
+TEST_PROCESSES ?= 4
 # More for pytest: make pytest PYTESTARGS="-k numa"
 PYTESTARGS ?=
 
@@ -61,7 +64,12 @@ test: venv debian-packages lint proto-check pytest ## Everything a change has to
 
 .PHONY: pytest
 pytest: venv ## The tests alone (PYTESTARGS="-k numa")
+ifdef PYTESTARGS
 	$(BIN)/pytest $(PYTESTARGS)
+else
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --ignore tests/e2e
+	$(BIN)/pytest tests/e2e
+endif
 
 .PHONY: coverage
 coverage: venv ## The tests, and which branches they never took

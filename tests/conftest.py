@@ -7,11 +7,20 @@ import hypothesis
 import looptime
 import pytest
 
+HEARS_UEVENTS = {"test_sensors.py", "test_sim_machine.py", "test_uevent.py"}
+
 # Timing belongs to `make bench`; a shared two-core machine must not fail a property test.
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what hears or sends the kernel's events: all of a machine hear each other."""
+    for item in items:
+        if item.path.name in HEARS_UEVENTS:
+            item.add_marker(pytest.mark.xdist_group("uevents"))
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def _inotify(host: HostFacts) -> Iterator[Finding]:
         return
     where = "fs.inotify.max_user_instances"
     if is_exhausted or (limit is not None and limit < _USUAL_INSTANCES):
-        shown = "unknown" if limit is None else str(limit)
+        shown = "limit unknown" if limit is None else str(limit)
         yield Finding(
             check="system.inotify",
             looked_at=where,
@@ -86,8 +86,9 @@ def _inotify(host: HostFacts) -> Iterator[Finding]:
             " /etc/sysctl.d",
         )
         return
-    found = f"{limit} for each user" if limit is not None else "unknown"
-    yield Finding(check="system.inotify", looked_at=where, found=f"{found}, and not all in use")
+    found = "limit unknown" if limit is None else f"{limit} for each user"
+    free = "" if is_exhausted is None else ", and not all in use"
+    yield Finding(check="system.inotify", looked_at=where, found=found + free)
 
 
 def _no_denial(host: HostFacts) -> str:
