@@ -474,6 +474,7 @@ async def test_06_the_delay_between_tries_grows_with_jitter_to_30_seconds_at_mos
             ),
             inventory=inventories,
             register_seconds=15.0,
+            prepare=partial(asyncio.sleep, 0),
         )
         life = asyncio.create_task(session.run(lambda _: None))
         await node.kubelet.wait_for(lambda: len(session.delays) >= 60, within=20)
