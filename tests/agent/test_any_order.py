@@ -178,8 +178,9 @@ class World:
         for address in addresses:
             self.broken.pop(address, None)
         self.node.machine.unload(generation)
-        await asyncio.sleep(gap)
-        self.node.machine.load(generation, order=addresses[::-1] if slot > 2 else addresses)
+        if gap:  # else nobody sees it gone: all names are as before, but not the numbers
+            await asyncio.sleep(gap)
+        self.node.machine.load(generation, order=addresses[::-1] if slot > 3 else addresses)
 
     async def spoil(self, slot: int, gap: float) -> None:
         del gap
@@ -328,7 +329,7 @@ STEPS: Final = {
     World.plug: 6,
     World.pull: 4,
     World.swap: 2,
-    World.reload: 2,
+    World.reload: 3,
     World.spoil: 2,
     World.mend: 1,
     World.meddle: 3,
