@@ -80,12 +80,12 @@ def _show_json(inventory: agentapi.Inventory) -> None:
 
 
 def _show(inventory: agentapi.Inventory) -> None:
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    console = _console()
     if inventory.devices:
         table = _table(inventory.devices)
         # On a narrow terminal lines wrap, as kubectl's do: a cut id is of no use to anybody.
-        natural = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
-        console.print(table, width=max(console.width, natural), crop=False, soft_wrap=True)
+        wide = _console(_WIDEST)
+        _console(max(console.width, wide.measure(table).maximum)).print(table)
     else:
         console.print("No Hailo device is usable on this node.")
     if inventory.faults:
@@ -97,6 +97,11 @@ def _show(inventory: agentapi.Inventory) -> None:
         console.print()
         for part in limping:
             console.print(f"{part.name}: {part.state}: {part.reason}", soft_wrap=True)
+
+
+def _console(width: int | None = None) -> Console:
+    piped = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(width=width or piped, highlight=False)
 
 
 def _table(found: Iterable[agentapi.Device]) -> Table:

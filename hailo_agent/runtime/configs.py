@@ -370,9 +370,9 @@ class _Host:
         return [self.toml(path) for path in paths[:_MAX_FILES]]
 
     def glob(self, pattern: str) -> list[str]:
-        """List files by a pattern, in lexical order."""
+        """List files by a pattern, in lexical order; to Go `**` is no more than `*`."""
         try:
-            found = sorted(self.root.glob(pattern.lstrip("/")))
+            found = sorted(self.root.glob(re.sub(r"\*+", "*", pattern.lstrip("/"))))
         except (OSError, ValueError, IndexError):
             return []
         return [f"/{path.relative_to(self.root)}" for path in found[:_MAX_FILES]]

@@ -62,6 +62,20 @@ class PatientChannel(Channel):
         super().__init__(path=str(path), codec=BoundedCodec())
         self._authority = "localhost"
         self._spoken = asyncio.Event()
+        self._shut = False
+
+    def close(self) -> None:
+        """Close for good; grpclib's own channel would dial again at the next call."""
+        self._shut = True
+        super().close()
+
+    async def __connect__(self) -> H2Protocol:  # noqa: PLW3201 - grpclib's name for it
+        if not self._shut:
+            protocol = await super().__connect__()
+            if not self._shut:
+                return protocol
+            super().close()
+        raise ConnectionError("the client connection is closing")
 
     def _protocol_factory(self) -> H2Protocol:
         protocol = _Protocol(Handler(), self._config, self._h2_config)

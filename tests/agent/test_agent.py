@@ -205,7 +205,7 @@ async def test_a_device_is_offered_only_once_its_spec_is_on_disk_and_recovers_by
             assert (
                 "a directory stands in its place; remove it" in refused.fields["error"]["message"]
             )
-            told = await agent.wait_for("device.faulted")
+            told = await agent.wait_for("device.added")
             assert told.fields["device"]["faults"][0]["code"] == "spec.unwritten"
             await asyncio.to_thread(node.spec_path.rmdir)
             await node.listed(1, within=30.0)

@@ -370,9 +370,8 @@ async def _a_tombstone_of_an_earlier_life() -> None:
             first = told(node.kubelet, before)[0]
             assert first.health == {device_id(here): "Healthy", held: "Unhealthy"}
             assert node.kubelet.status("default/pod") == {RESOURCE: {held: "Unhealthy"}}
-            faulted = await agent.wait_for("device.faulted")
-            assert faulted.fields["device"]["id"] == held
-            assert "pod holds it" in faulted.fields["device"]["faults"][0]["message"]
+            added = await agent.wait_for("device.added", lambda f: f["device"]["id"] == held)
+            assert "pod holds it" in added.fields["device"]["faults"][0]["message"]
             await node.kubelet.remove("default/pod")
             await node.kubelet.wait_for(lambda: held not in health(node), within=20)
             assert health(node) == {device_id(here): "Healthy"}

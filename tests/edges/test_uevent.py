@@ -231,7 +231,8 @@ def test_in_a_user_namespace_it_says_that_nothing_is_heard_there() -> None:
         timeout=30,
     )
     assert done.stdout.strip() == (
-        "False [] uevents do not reach a user namespace (hostUsers: false)"
+        "False [] uevents do not reach a user namespace (hostUsers: false);"
+        " changes are seen by inotify or the resync"
     )
 
 
