@@ -41,7 +41,7 @@ from hailo_agent.subscribers import client
 
 _EDGE_SECONDS: Final = 10.0
 _NO_ANSWER: Final = f"no answer within {_EDGE_SECONDS:g} s"
-_LIMPS: Final = ("running", "stopped")
+_NOTHING_TO_SAY: Final = ("running", "stopped")
 
 
 async def examine(settings: Settings, *, root: Path, kernel_log: Path) -> tuple[Finding, ...]:
@@ -143,6 +143,6 @@ async def _agent(socket: Path | None) -> AgentFacts:
         parts=tuple(
             Part(name=part.name, state=part.state, reason=part.reason)
             for part in ([] if readiness is None else readiness.parts)
-            if part.reason or part.state not in _LIMPS
+            if part.reason or part.state not in _NOTHING_TO_SAY
         ),
     )

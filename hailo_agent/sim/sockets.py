@@ -69,13 +69,19 @@ class PatientChannel(Channel):
         self._shut = True
         super().close()
 
-    async def __connect__(self) -> H2Protocol:  # noqa: PLW3201 - grpclib's name for it
-        if not self._shut:
-            protocol = await super().__connect__()
-            if not self._shut:
-                return protocol
+    @property
+    def is_shut(self) -> bool:
+        """Whether it was closed."""
+        return self._shut
+
+    async def __connect__(self) -> H2Protocol:
+        if self.is_shut:
+            raise ConnectionError("the client connection is closing")
+        protocol = await super().__connect__()
+        if self.is_shut:
             super().close()
-        raise ConnectionError("the client connection is closing")
+            raise ConnectionError("the client connection is closing")
+        return protocol
 
     def _protocol_factory(self) -> H2Protocol:
         protocol = _Protocol(Handler(), self._config, self._h2_config)
@@ -93,6 +99,8 @@ class PatientChannel(Channel):
             try:
                 await self.__connect__()
             except OSError:
+                if self.is_shut:
+                    raise
                 await asyncio.sleep(pause)
                 pause *= 1.6
             else:

@@ -75,9 +75,7 @@ def test_the_exit_code_is_the_worst_there_is(
 ) -> None:
     REPORTS[report].build(here)
     asyncio.run(write_spec(here))
-    found = cli.doctor(
-        settings_of(here), root=here.host, kernel_log=here.kernel_log, as_json=False
-    )
+    found = cli.doctor(settings_of(here), root=here.host, kernel_log=here.kernel_log, as_json=False)
     assert found == code
     assert sum_ in capsys.readouterr().out.splitlines()[-1]
 

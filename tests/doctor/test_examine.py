@@ -13,17 +13,24 @@ from pathlib import Path
 
 import pytest
 
-from hailo_agent import doctor
+from hailo_agent import __version__, agent, doctor
 from hailo_agent.core.device import PciAddress
+from hailo_agent.core.diagnosis import diagnose
 from hailo_agent.core.diagnosis.facts import Facts
-from hailo_agent.core.diagnosis.finding import Verdict
+from hailo_agent.core.diagnosis.finding import Verdict, worst
+from hailo_agent.core.inventory import Inventory
+from hailo_agent.errors import HostError, SubscriberError
 from hailo_agent.host import examine as host_edge
 from hailo_agent.kubelet import examine as kubelet_edge
 from hailo_agent.kubelet.session import KUBELET_SOCKET
+from hailo_agent.settings import Settings
 from hailo_agent.sim.generations import HAILO_8
+from hailo_agent.sim.node import Node, temporary_root
 from hailo_agent.sim.pci import Link
 from hailo_agent.sim.reports import Scene
+from hailo_agent.subscribers import client
 from tests.doctor.support import a_kubelet, examine, scene, settings_of, write_spec
+from tests.support.inside import agent_inside
 
 ADDRESS = "0000:01:00.0"
 AT = PciAddress(0, 1, 0, 0)
@@ -345,11 +352,11 @@ async def test_a_kubelet_socket_that_is_a_file_is_no_kubelet(here: Scene) -> Non
 
 
 async def test_a_node_where_all_runs_is_healthy_and_the_agent_tells_its_version() -> None:
-    async with temporary_root() as root, Node(root) as node:
+    async with temporary_root() as root, Node.start(root) as node:
         node.machine.load("4.23")
         node.machine.plug(ADDRESS, pci_id=HAILO_8)
         async with agent_inside(node) as running:
-            await until(lambda: bool(node.kubelet.resources.get("hailo.ai/npu")))
+            await node.listed(1)
             settings = running.settings
             facts = await doctor.gather(settings, root=root, kernel_log=root / "none")
             findings = {f.check: f for f in diagnose(facts)}
@@ -372,7 +379,9 @@ async def test_an_agent_whose_socket_is_not_ours_to_open_is_not_judged(
     here: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(socket: Path) -> Inventory:
-        raise ProtocolError(f"{socket} is closed to us", edge="client") from PermissionError()
+        raise SubscriberError(
+            f"{socket} is closed to us", edge="subscribers"
+        ) from PermissionError()
 
     monkeypatch.setattr(client, "get_inventory", refuse)
     assert (await facts_of(here)).agent.unseen == "Permission denied"

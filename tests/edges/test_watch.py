@@ -217,6 +217,30 @@ async def test_a_file_in_the_place_of_a_directory_is_no_reason_to_fail(
         await rung_by(rings, "dev", (dev / "hailo0").touch)
 
 
+async def test_a_name_that_is_no_text_is_a_change_like_any_other_or_an_edge_error(
+    dev: Path,
+) -> None:
+    rings = Rings()
+    running = asyncio.create_task(watch([watched(dev, rings)], rings.report))
+    running.add_done_callback(lambda _: rings.moved.set())
+    await rings.until(lambda: bool(rings.reports))
+    os.mknod(os.fsencode(dev) + b"/hailo\xff", stat.S_IFIFO | 0o600)
+    try:
+        await rings.until(lambda: bool(rings.counts) or running.done())
+        if running.done():  # the part is begun anew, and then all is looked at
+            failure = running.exception()
+            assert isinstance(failure, ExceptionGroup)
+            assert failure.subgroup(HostError) is not None
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_directory_named_with_dots_rings(dev: Path) -> None:
+    async with watching(dev / ".." / "dev") as rings:
+        await rung_by(rings, "dev", (dev / "hailo0").touch)
+
+
 async def test_leaving_is_quick_and_leaves_no_thread_behind(dev: Path) -> None:
     async with watching(dev):
         left_at = time.monotonic()
