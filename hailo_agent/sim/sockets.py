@@ -69,16 +69,15 @@ class PatientChannel(Channel):
         self._shut = True
         super().close()
 
-    @property
     def is_shut(self) -> bool:
-        """Whether it was closed."""
+        """Tell whether it was closed, as it may be while it connects."""
         return self._shut
 
     async def __connect__(self) -> H2Protocol:
-        if self.is_shut:
+        if self.is_shut():
             raise ConnectionError("the client connection is closing")
         protocol = await super().__connect__()
-        if self.is_shut:
+        if self.is_shut():
             super().close()
             raise ConnectionError("the client connection is closing")
         return protocol
@@ -99,7 +98,7 @@ class PatientChannel(Channel):
             try:
                 await self.__connect__()
             except OSError:
-                if self.is_shut:
+                if self.is_shut():
                     raise
                 await asyncio.sleep(pause)
                 pause *= 1.6

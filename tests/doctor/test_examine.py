@@ -352,7 +352,7 @@ async def test_a_kubelet_socket_that_is_a_file_is_no_kubelet(here: Scene) -> Non
 
 
 async def test_a_node_where_all_runs_is_healthy_and_the_agent_tells_its_version() -> None:
-    async with temporary_root() as root, Node.start(root) as node:
+    async with temporary_root() as root, Node.build(root) as node:
         node.machine.load("4.23")
         node.machine.plug(ADDRESS, pci_id=HAILO_8)
         async with agent_inside(node) as running:
