@@ -41,7 +41,7 @@ from hailo_agent.subscribers import client
 
 _EDGE_SECONDS: Final = 10.0
 _NO_ANSWER: Final = f"no answer within {_EDGE_SECONDS:g} s"
-_NOTHING_TO_SAY: Final = ("running", "stopped")
+_NOTHING_TO_SAY: Final = ("starting", "running", "stopped")
 
 
 async def examine(settings: Settings, *, root: Path, kernel_log: Path) -> tuple[Finding, ...]:

@@ -82,7 +82,7 @@ async def _listen(present: Sequence[Watched], stop: anyio.Event) -> None:
                 by_directory[directory].ring()
     except FileNotFoundError:
         return  # gone since it was looked for: look again
-    except (OSError, RuntimeError, WatchfilesRustInternalError) as error:
+    except (OSError, RuntimeError, WatchfilesRustInternalError, ExceptionGroup) as error:
         raise HostError(
             f"no inotify ({_in_words(error)}): raise fs.inotify.max_user_instances or"
             " fs.inotify.max_user_watches; changes are seen by uevents or the resync",
@@ -93,7 +93,9 @@ async def _listen(present: Sequence[Watched], stop: anyio.Event) -> None:
 
 
 def _in_words(error: Exception) -> str:
-    """Say what the kernel said; the library wraps it into words of its own."""
+    """Say what the kernel said; the library wraps it into words and groups of its own."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     return str(error).rpartition("watcher: ")[2] or type(error).__name__
 
 

@@ -5,6 +5,7 @@ HTTP/2 connection that asks for the stream, reads its first message, and then re
 """
 
 import asyncio
+import shutil
 import socket
 import statistics
 import sys
@@ -299,6 +300,20 @@ async def calm_node() -> AsyncIterator[Node]:
         ):
             await node.listed(2)
             yield node
+
+
+async def test_a_socket_that_somebody_removed_is_there_again_for_the_next_subscriber() -> None:
+    async with calm_node() as node:
+        await asyncio.to_thread(shutil.rmtree, node.agent_socket.parent)
+        async with asyncio.timeout(SOON_SECONDS):
+            while True:
+                try:
+                    found = await get_inventory(node.agent_socket)
+                except EdgeError:
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+        assert [device.id for device in found.devices] == [id_of(0), id_of(1)]
 
 
 async def test_every_kind_of_change_is_told_with_its_words(

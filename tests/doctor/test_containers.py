@@ -270,9 +270,14 @@ def test_a_node_that_everybody_may_open_is_not_worth_a_word(mode: int) -> None:
 
 
 def test_a_node_of_roots_is_well_with_cdi() -> None:
-    finding = told_of(LOOK, host={"modes": {"hailo0": 0o600}}).the("devnode.mode")
+    node = {"modes": {"hailo0": 0o600}}
+    finding = told_of(LOOK, host=node).the("devnode.mode")
     assert finding.verdict is Verdict.OK
-    assert finding.found.startswith("mode 0600; with CDI")
+    assert finding.found == "mode 0600; with CDI, a container's own node belongs to its user"
+    alone = told_of(LOOK, host=node, in_kubernetes=False).the("devnode.mode")
+    assert alone.verdict is Verdict.OK
+    assert "without root, podman can only lend this one" in alone.found
+    assert 'SUBSYSTEM=="hailo_chardev", MODE="0666"' in alone.next_step
 
 
 def test_a_node_of_roots_is_of_no_use_to_others_without_cdi() -> None:

@@ -305,11 +305,18 @@ def _mode(device: Device, facts: Facts) -> Iterator[Finding]:
     mode = facts.host.modes.get(name)
     if mode is None or mode & _EVERYBODY_MAY_OPEN == _EVERYBODY_MAY_OPEN:
         return
+    rule = (
+        f'write `SUBSYSTEM=="{class_name}", MODE="0666"` to /etc/udev/rules.d/51-hailo.rules, then'
+        f" `udevadm control --reload && udevadm trigger --subsystem-match={class_name}`"
+    )
     if facts.needs_spec:
+        # A runtime that runs as root makes a node of its own; another one can only lend the host's.
+        alone = "; without root, podman can only lend this one" if not facts.in_kubernetes else ""
         yield Finding(
             check="devnode.mode",
             looked_at=f"/dev/{name}",
-            found=f"mode {mode:04o}; with CDI, a container's own node belongs to its user",
+            found=f"mode {mode:04o}; with CDI, a container's own node belongs to its user{alone}",
+            next_step=f"if containers are run without root: {rule}" if alone else "",
         )
         return
     yield Finding(
@@ -318,9 +325,7 @@ def _mode(device: Device, facts: Facts) -> Iterator[Finding]:
         found=f"mode {mode:04o}",
         verdict=Verdict.DEGRADED,
         why="without CDI the container's node has this mode, too: only root can open it",
-        next_step=f'write `SUBSYSTEM=="{class_name}", MODE="0666"` to'
-        " /etc/udev/rules.d/51-hailo.rules, then `udevadm control --reload && udevadm trigger"
-        f" --subsystem-match={class_name}`",
+        next_step=rule,
     )
 
 
