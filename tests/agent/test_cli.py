@@ -1,6 +1,7 @@
 """Every verb of `hailo-agent` as a person types it: what it prints, and what it exits with."""
 
 import asyncio
+import io
 import json
 import os
 import pty
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,7 @@ def environment(**extra: str) -> dict[str, str]:
 def hailo_agent(
     *arguments: object, env: dict[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a process of its own."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         check=False,
@@ -65,6 +67,17 @@ def hailo_agent(
         timeout=SECONDS,
         env=environment(**(env or {})),
     )
+
+
+def here(
+    *arguments: object, env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command in this process, which takes a tenth of the time."""
+    words, out, err = [*map(str, arguments)], io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(os, "environ", environment(**(env or {})))
+        code = cli._run(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def places(machine: Machine, root: Path) -> list[str]:
@@ -166,9 +179,7 @@ def test_a_bad_value_is_refused_with_key_value_place_and_remedy_in_one_line(
 def test_all_that_is_wrong_is_told_at_once_with_file_and_line(root: Path) -> None:
     config = root / "config.yaml"
     config.write_text("log:\n  level: loud\nkubelt:\n  root: /x\nhost:\n  resinc_seconds: 3\n")
-    done = hailo_agent(
-        "run", f"--config={config}", "--nod.name=x", env={"HAILO_AGENT_LOG__LEVL": "info"}
-    )
+    done = here("run", f"--config={config}", "--nod.name=x", env={"HAILO_AGENT_LOG__LEVL": "info"})
     assert done.returncode == CONFIG
     lines = done.stderr.splitlines()
     assert len(lines) == 5
@@ -184,7 +195,7 @@ def test_all_that_is_wrong_is_told_at_once_with_file_and_line(root: Path) -> Non
 
 
 def test_a_configuration_file_that_is_not_there_is_said_so() -> None:
-    done = hailo_agent("run", "--config=/nowhere/config.yaml")
+    done = here("run", "--config=/nowhere/config.yaml")
     assert done.returncode == CONFIG
     assert done.stderr.startswith("hailo-agent: /nowhere/config.yaml cannot be read: No such file")
     assert len(done.stderr.splitlines()) == 1
@@ -224,20 +235,20 @@ def test_devices_as_json_is_for_programs(machine: Machine, root: Path) -> None:
 
 def test_devices_of_a_machine_without_any_says_so(root: Path) -> None:
     machine = Machine(root / "machine")
-    done = hailo_agent("devices", *places(machine, root))
+    done = here("devices", *places(machine, root))
     assert done.returncode == 0
     assert done.stdout == "No Hailo device is usable on this node.\n"
 
 
 def test_devices_with_nothing_at_all_to_look_at_does_not_fall_over(root: Path) -> None:
     missing = [f"--host.sys={root}/absent", f"--host.dev={root}/absent", "--subscribers.socket="]
-    done = hailo_agent("devices", *missing)
+    done = here("devices", *missing)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
 
 
 def test_to_watch_without_an_agent_fails_in_one_line(machine: Machine, root: Path) -> None:
-    done = hailo_agent("devices", "--watch", *places(machine, root))
+    done = here("devices", "--watch", *places(machine, root))
     assert done.returncode == FAILED
     assert done.stderr == (
         f"hailo-agent: following the agent at {root}/agent.sock: the socket does not exist\n"
@@ -245,7 +256,7 @@ def test_to_watch_without_an_agent_fails_in_one_line(machine: Machine, root: Pat
 
 
 def test_to_watch_with_the_socket_off_fails_in_one_line() -> None:
-    done = hailo_agent("devices", "--watch", "--subscribers.socket=")
+    done = here("devices", "--watch", "--subscribers.socket=")
     assert done.returncode == FAILED
     assert done.stderr.startswith("hailo-agent: subscribers.socket is off")
 
@@ -374,7 +385,7 @@ async def test_watching_ends_quietly_with_an_interrupt() -> None:
 
 
 def test_cdi_show_prints_the_spec_and_writes_nothing(machine: Machine, root: Path) -> None:
-    done = hailo_agent("cdi", "show", *places(machine, root))
+    done = here("cdi", "show", *places(machine, root))
     assert (done.returncode, done.stderr) == (0, "")
     document = reader.read(done.stdout.encode(), name="shown")
     assert document.kind == RESOURCE
@@ -383,7 +394,7 @@ def test_cdi_show_prints_the_spec_and_writes_nothing(machine: Machine, root: Pat
 
 
 def test_cdi_show_of_no_device_says_so_and_fails(root: Path) -> None:
-    done = hailo_agent("cdi", "show", *places(Machine(root / "machine"), root))
+    done = here("cdi", "show", *places(Machine(root / "machine"), root))
     assert done.returncode == FAILED
     assert done.stdout == ""
     assert done.stderr == "No device is here, so there would be no spec.\n"
@@ -405,7 +416,7 @@ def test_cdi_generate_writes_what_show_shows_and_removes_it_when_nothing_is_left
 
 
 def test_cdi_generate_goes_where_it_is_told(machine: Machine, root: Path) -> None:
-    done = hailo_agent("cdi", "generate", f"--output={root}/other", *places(machine, root))
+    done = here("cdi", "generate", f"--output={root}/other", *places(machine, root))
     assert done.returncode == 0
     assert reader.load(root / "other" / "hailo.ai-npu.json").kind == RESOURCE
     assert not (root / "cdi").exists()
@@ -415,16 +426,16 @@ def test_cdi_generate_into_what_is_no_directory_fails_in_one_line(
     machine: Machine, root: Path
 ) -> None:
     (root / "file").touch()
-    done = hailo_agent("cdi", "generate", f"--output={root}/file", *places(machine, root))
+    done = here("cdi", "generate", f"--output={root}/file", *places(machine, root))
     assert done.returncode == FAILED
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"hailo-agent: cannot write {root}/file/hailo.ai-npu.json: ")
 
 
 def test_cdi_validate_accepts_what_generate_writes(machine: Machine, root: Path) -> None:
-    hailo_agent("cdi", "generate", *places(machine, root))
+    here("cdi", "generate", *places(machine, root))
     path = root / "cdi" / "hailo.ai-npu.json"
-    done = hailo_agent("cdi", "validate", path)
+    done = here("cdi", "validate", path)
     assert done.returncode == 0
     assert done.stdout == f"{path}: valid, CDI 0.4.0, hailo.ai/npu: all, {ONE}, {TWO}\n"
 
@@ -435,7 +446,7 @@ def test_cdi_validate_names_every_line_and_field_that_is_wrong(root: Path) -> No
         '{\n "cdiVersion": "0.3.0",\n "kind": "hailo.ai/npu",\n "extra": 1,\n'
         ' "devices": [\n  {"name": "-a", "containerEdits": {"env": ["A=B"]}}\n ]\n}\n'
     )
-    done = hailo_agent("cdi", "validate", path)
+    done = here("cdi", "validate", path)
     assert done.returncode == FAILED
     assert all(line.startswith(f"{path}:") for line in done.stdout.splitlines())
     assert f"{path}:4:" in done.stdout
@@ -448,18 +459,18 @@ def test_cdi_validate_of_what_cannot_be_read_fails_in_one_line(root: Path, what:
     path = root / what
     if what == "directory":
         path.mkdir()
-    done = hailo_agent("cdi", "validate", path)
+    done = here("cdi", "validate", path)
     assert done.returncode == FAILED
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"hailo-agent: cannot read {path}: ")
 
 
 def test_cdi_list_prints_the_names_that_podman_takes(machine: Machine, root: Path) -> None:
-    early = hailo_agent("cdi", "list", *places(machine, root))
+    early = here("cdi", "list", *places(machine, root))
     assert early.returncode == FAILED
     assert "`hailo-agent cdi generate` writes one" in early.stderr
-    hailo_agent("cdi", "generate", *places(machine, root))
-    done = hailo_agent("cdi", "list", *places(machine, root))
+    here("cdi", "generate", *places(machine, root))
+    done = here("cdi", "list", *places(machine, root))
     assert (done.returncode, done.stderr) == (0, "")
     for name in ("all", ONE, TWO):
         assert f"{RESOURCE}={name}" in done.stdout.split()
@@ -472,7 +483,7 @@ def test_config_show_is_itself_a_configuration_and_names_every_origin(root: Path
     config = root / "config.yaml"
     config.write_text("log:\n  level: debug\nhost:\n  resync_seconds: 7\n")
     env = {"HAILO_AGENT_NODE__NAME": "node-7", "HAILO_AGENT_CONFIG": str(config)}
-    done = hailo_agent("config", "show", "--log.level=error", env=env)
+    done = here("config", "show", "--log.level=error", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     shown = yaml.safe_load(done.stdout)
     assert shown["log"]["level"] == "error"
@@ -484,11 +495,11 @@ def test_config_show_is_itself_a_configuration_and_names_every_origin(root: Path
     assert by_name["format"].endswith("# default")
     again = root / "again.yaml"
     again.write_text(done.stdout)
-    assert yaml.safe_load(hailo_agent("config", "show", f"--config={again}").stdout) == shown
+    assert yaml.safe_load(here("config", "show", f"--config={again}").stdout) == shown
 
 
 def test_config_show_as_json_has_value_and_origin_of_every_key() -> None:
-    done = hailo_agent("config", "show", "--json")
+    done = here("config", "show", "--json")
     found = json.loads(done.stdout)
     assert found["resource.name"] == {"value": RESOURCE, "origin": "default"}
     assert all(set(entry) == {"value", "origin"} for entry in found.values())

@@ -86,6 +86,16 @@ def test_a_name_of_a_device_that_is_gone_is_less_bad() -> None:
     assert finding.found == "still names pci-0000-09-00-0, which the machine does not have"
 
 
+def test_that_all_are_too_many_is_told_by_the_one_that_is_gone() -> None:
+    good = facts_of(LOOK).expected
+    gone = {"pci-0000-09-00-0": ("/dev/hailo2",)}
+    nodes = {**good, **gone, "all": (*good["all"], "/dev/hailo2")}
+    assert "still names pci-0000-09-00-0" in spec(nodes=nodes).the("cdi.spec").found
+    finding = spec(nodes={**good, "all": good["all"][:1]}).the("cdi.spec")
+    assert finding.verdict is Verdict.BROKEN
+    assert finding.found == "says that all is /dev/hailo0, and it is /dev/hailo0, /dev/hailo1"
+
+
 def test_the_order_of_nodes_means_nothing() -> None:
     good = facts_of(LOOK).expected
     assert spec(nodes={**good, "all": good["all"][::-1]}).the("cdi.spec").verdict is Verdict.OK
@@ -274,7 +284,9 @@ def test_a_node_of_roots_is_well_with_cdi() -> None:
     finding = told_of(LOOK, host=node).the("devnode.mode")
     assert finding.verdict is Verdict.OK
     assert finding.found == "mode 0600; with CDI, a container's own node belongs to its user"
-    alone = told_of(LOOK, host=node, in_kubernetes=False).the("devnode.mode")
+    both = {"modes": {"hailo0": 0o600, "hailo1": 0o600}}
+    alone = told_of(LOOK, host=both, in_kubernetes=False).the("devnode.mode")
+    assert alone.looked_at == "/dev/hailo0, /dev/hailo1"
     assert alone.verdict is Verdict.OK
     assert "without root, podman can only lend this one" in alone.found
     assert 'SUBSYSTEM=="hailo_chardev", MODE="0666"' in alone.next_step

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from hailo_agent.core.device import ALL, Device
+from hailo_agent.core.device import ALL
 from hailo_agent.core.diagnosis.facts import Facts, HostFacts, RuntimeConfig, SpecFacts
 from hailo_agent.core.diagnosis.finding import Finding, Verdict
 from hailo_agent.core.grant import Delivery
@@ -29,8 +29,7 @@ def examine(facts: Facts) -> Iterator[Finding]:
         yield from _foreign(facts)
         yield from _runtimes(facts)
     yield from _links(facts)
-    for device in facts.inventory.devices:
-        yield from _mode(device, facts)
+    yield from _modes(facts)
     yield from _char_links(facts.host)
 
 
@@ -106,21 +105,24 @@ def _spec_against_truth(
             "a container that is granted such a device is not created: unresolvable CDI device",
             _FIX_SPEC,
         )
-    for name in sorted(expected):
-        if set(nodes[name]) != set(expected[name]):
-            return _about_spec(
-                spec,
-                f"says that {name} is {_list(nodes[name])}, and it is {_list(expected[name])}",
-                Verdict.BROKEN,
-                "a container gets another device than it was granted, or is not created",
-                _FIX_SPEC,
-            )
-    if stale := sorted(nodes.keys() - expected.keys()):
+    wrong = [name for name in expected if set(nodes[name]) != set(expected[name])]
+    stale = sorted(nodes.keys() - expected.keys())
+    for name in sorted(wrong, key=lambda name: (name == ALL, name)):
+        if name == ALL and stale:
+            continue  # which is why
+        return _about_spec(
+            spec,
+            f"says that {name} is {_list(nodes[name])}, and it is {_list(expected[name])}",
+            Verdict.BROKEN,
+            "a container gets another device than it was granted, or is not created",
+            _FIX_SPEC,
+        )
+    if stale:
         return _about_spec(
             spec,
             f"still names {_list(stale)}, which the machine does not have",
             Verdict.DEGRADED,
-            "a container that asks for it is not created: its devnode is missing",
+            "a container that asks for it, or for all, is not created: its devnode is missing",
             _FIX_SPEC,
         )
     count = len(expected.keys() - {ALL})
@@ -298,13 +300,21 @@ def _links(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _mode(device: Device, facts: Facts) -> Iterator[Finding]:
-    if device.devnode is None:
-        return
-    name, class_name = device.devnode.name, device.devnode.class_name
-    mode = facts.host.modes.get(name)
-    if mode is None or mode & _EVERYBODY_MAY_OPEN == _EVERYBODY_MAY_OPEN:
-        return
+def _modes(facts: Facts) -> Iterator[Finding]:
+    """Look at who may open the nodes; those of one class and mode are spoken of together."""
+    alike: dict[tuple[str, int], list[str]] = {}
+    for device in facts.inventory.devices:
+        if device.devnode is None:
+            continue
+        mode = facts.host.modes.get(device.devnode.name)
+        if mode is not None and mode & _EVERYBODY_MAY_OPEN != _EVERYBODY_MAY_OPEN:
+            key = device.devnode.class_name, mode
+            alike.setdefault(key, []).append(f"/dev/{device.devnode.name}")
+    for (class_name, mode), nodes in alike.items():
+        yield _mode(nodes, class_name, mode, facts)
+
+
+def _mode(nodes: list[str], class_name: str, mode: int, facts: Facts) -> Finding:
     rule = (
         f'write `SUBSYSTEM=="{class_name}", MODE="0666"` to /etc/udev/rules.d/51-hailo.rules, then'
         f" `udevadm control --reload && udevadm trigger --subsystem-match={class_name}`"
@@ -312,16 +322,15 @@ def _mode(device: Device, facts: Facts) -> Iterator[Finding]:
     if facts.needs_spec:
         # A runtime that runs as root makes a node of its own; another one can only lend the host's.
         alone = "; without root, podman can only lend this one" if not facts.in_kubernetes else ""
-        yield Finding(
+        return Finding(
             check="devnode.mode",
-            looked_at=f"/dev/{name}",
+            looked_at=_list(nodes),
             found=f"mode {mode:04o}; with CDI, a container's own node belongs to its user{alone}",
             next_step=f"if containers are run without root: {rule}" if alone else "",
         )
-        return
-    yield Finding(
+    return Finding(
         check="devnode.mode",
-        looked_at=f"/dev/{name}",
+        looked_at=_list(nodes),
         found=f"mode {mode:04o}",
         verdict=Verdict.DEGRADED,
         why="without CDI the container's node has this mode, too: only root can open it",
