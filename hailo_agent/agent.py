@@ -217,6 +217,7 @@ class Agent:
             delivery=sorted(self._delivery),
             spec={"path": str(self._specs.path)} if self._needs_spec else None,
             plugin_dir=str(self.settings.kubelet.plugin_dir) if self._with_kubelet else None,
+            sensors=[part.name for part in self._sensors()],
         )
         reason = doubt(self.settings.runtime.version, self._delivery)
         if reason:

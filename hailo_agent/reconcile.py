@@ -134,8 +134,14 @@ class Reconciler:
         return due
 
     async def _write(self, decided: Inventory) -> None:
-        if self.links is not None:
-            await self.links.replace(links(decided, self.place))
+        """Write the spec, then the links, whatever becomes of the other."""
+        try:
+            await self._write_spec(decided)
+        finally:
+            if self.links is not None:
+                await self.links.replace(links(decided, self.place))
+
+    async def _write_spec(self, decided: Inventory) -> None:
         if self.specs is None:
             return
         spec = render(decided, self.place)

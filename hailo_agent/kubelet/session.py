@@ -97,7 +97,7 @@ class Session:
         path = self.directory / endpoint_name(self.terms.resource)
         async with serving(path, [plugin], edge="kubelet") as endpoint:
             await self._call_self(path)
-            await self._register(path.name)
+            await self._register(endpoint, kubelet)
             report("")
             self._complaint = ""
             _log.info(
@@ -151,7 +151,23 @@ class Session:
                     deviceplugin.Empty(), timeout=_SELF_DIAL_SECONDS
                 )
 
-    async def _register(self, endpoint: str) -> None:
+    async def _register(self, endpoint: Endpoint, kubelet: Identity) -> None:
+        """Register, and give it up only when it has become pointless.
+
+        A kubelet that clears its directory meanwhile would go on dialling a socket that is gone.
+        """
+        call = asyncio.create_task(self._call_register(endpoint.path.name))
+        try:
+            while not (await asyncio.wait([call], timeout=_CHECK_SECONDS))[0]:
+                if not endpoint.is_published() or self._look(KUBELET_SOCKET) != kubelet:
+                    raise KubeletUnavailable(
+                        "the kubelet cleared its directory while we registered", edge="kubelet"
+                    )
+            await call
+        finally:
+            call.cancel()
+
+    async def _call_register(self, endpoint: str) -> None:
         path = self.directory / KUBELET_SOCKET
         request = deviceplugin.RegisterRequest(
             version=API_VERSION,

@@ -140,7 +140,9 @@ async def serving(
     calls = Calls()
     listen(server, RecvRequest, partial(_intercept, calls))
     with _bound(path, mode, edge) as (bound, identity):
-        await server.start(sock=bound, backlog=_BACKLOG)
+        # Cancelled in the middle, asyncio would leave a closed socket among those it listens to.
+        with anyio.CancelScope(shield=True):
+            await server.start(sock=bound, backlog=_BACKLOG)
         try:
             yield Endpoint(path=path, identity=identity, connections=connections, calls=calls)
         finally:

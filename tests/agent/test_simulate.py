@@ -252,7 +252,9 @@ def test_a_reader_that_hangs_up_ends_it_without_a_traceback() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_and_nothing_is_left_behind(number: signal.Signals) -> None:
-    with subprocess.Popen([*SIMULATE, "--story"], stdout=subprocess.DEVNULL) as process:
+    # Whoever runs the tests may ignore signals (nohup does), and children inherit that.
+    command = ["env", "--default-signal", *SIMULATE, "--story"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         agent, root = agent_of(process.pid)
         assert root.is_dir()
         process.send_signal(number)

@@ -4,6 +4,7 @@ Real uevents are announced through the kernel, which takes root; reading what th
 """
 
 import asyncio
+import ctypes
 import os
 import resource
 import socket
@@ -119,6 +120,25 @@ async def listening(class_names: set[str] | None = None) -> AsyncIterator[Ears]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+CLONE_NEWNET = 0x4000_0000
+
+
+@pytest.fixture(autouse=True)
+def own_network() -> Iterator[None]:
+    """Hear nobody else, and be heard by nobody: uevents stay within a network namespace.
+
+    Sockets belong to the namespace of the thread that makes them; here all is the main thread's.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        is_alone = libc.unshare(CLONE_NEWNET) == 0  # it takes CAP_SYS_ADMIN
+        yield
+        assert not is_alone or libc.setns(before, CLONE_NEWNET) == 0
+    finally:
+        os.close(before)
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     machine = Machine(tmp_path / "machine", uevents=True)
@@ -150,14 +170,18 @@ async def test_an_unbound_driver_is_heard_through_the_pci_function(machine: Mach
 
 
 @needs_root
-async def test_a_module_of_others_wakes_nobody(tmp_path: Path) -> None:
+async def test_a_module_of_others_wakes_nobody() -> None:
     from hailo_agent.sim.uevents import Uevents  # noqa: PLC0415 - needs root
 
     kernel = Uevents()
+
+    def send() -> None:
+        for number in range(50):
+            kernel.send("add", f"/devices/virtual/net/veth{number}", "net", b"IFINDEX=1\n")
+
     try:
         async with listening() as ears:
-            for number in range(50):
-                kernel.send("add", f"/devices/virtual/net/veth{number}", "net", b"IFINDEX=1\n")
+            send()
             with pytest.raises(TimeoutError):
                 await ears.until_rung(1, within=QUIET_SECONDS)
     finally:
@@ -170,8 +194,9 @@ async def test_an_impostor_is_not_heard() -> None:
     impostor = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_KOBJECT_UEVENT)
     with impostor:
         impostor.bind((0, 0))
+        message = uevent("add", "/devices/x", SUBSYSTEM="hailo_chardev")
         async with listening() as ears:
-            impostor.sendto(uevent("add", "/devices/x", SUBSYSTEM="hailo_chardev"), (0, 1))
+            impostor.sendto(message, (0, 1))
             with pytest.raises(TimeoutError):
                 await ears.until_rung(1, within=QUIET_SECONDS)
 
