@@ -52,6 +52,8 @@ _FIRST_HOLDINGS_SECONDS: Final = 0.5
 _SPEC_CHECK_SECONDS: Final = 2.0
 """Without inotify, a spec that somebody deletes is missed this late."""
 _STREAMS_END_SECONDS: Final = 2.0
+_ANSWERED_SECONDS: Final = 0.05
+"""By then the kubelet has its answer; what follows from a grant must not compete with that."""
 _NEEDS_NO_LOOK: Final = frozenset({"granted", "holdings"})
 _THOROUGH: Final = frozenset({"start", "resync", "hangup"})
 
@@ -332,9 +334,9 @@ class Agent:
         )
 
     def _remember_grant(self, devices: Iterable[DeviceId]) -> None:
-        now = asyncio.get_running_loop().time()
-        self._granted_at.update(dict.fromkeys(devices, now))
-        self.bell.ring("granted")
+        loop = asyncio.get_running_loop()
+        self._granted_at.update(dict.fromkeys(devices, loop.time()))
+        loop.call_later(_ANSWERED_SECONDS, self.bell.ring, "granted")
 
     def _awaits_holdings(self) -> bool:
         """Whether a young list of holders would tell something, though it is like the last one."""
