@@ -33,6 +33,7 @@ _STYLES = {
 }
 _MARK_WIDTH = len("degraded  ")
 _LABEL_WIDTH = len("why  ")
+_AS_FAR_AS_SEEN = "As far as could be seen, this node is healthy."
 _SUMS = {
     Verdict.OK: "This node is healthy.",
     Verdict.DEGRADED: "This node works, but not as it could.",
@@ -69,7 +70,8 @@ def _show(findings: Sequence[Finding], verdict: Verdict) -> None:
     console.print()
     unseen = sum(finding.verdict is Verdict.UNSEEN for finding in findings)
     blind = f" {unseen} of {len(findings)} checks could not look." if unseen else ""
-    console.print(Text(_SUMS[verdict], style=_STYLES[verdict]).append(blind, style="default"))
+    sum_ = _AS_FAR_AS_SEEN if blind and verdict is Verdict.OK else _SUMS[verdict]
+    console.print(Text(sum_, style=_STYLES[verdict]).append(blind, style="default"))
 
 
 def _lines(finding: Finding, width: int) -> Iterator[str]:

@@ -93,7 +93,8 @@ async def _registered(
                     podresources.AllocatableResourcesRequest(), timeout=_SECONDS
                 )
     except EdgeError as error:
-        return dict.fromkeys(resources), str(error)
+        closed = isinstance(error.__cause__, PermissionError)
+        return dict.fromkeys(resources), os.strerror(errno.EACCES) if closed else str(error)
     counted = {devices.resource_name for devices in answer.devices if devices.device_ids}
     return {name: name in counted for name in resources}, ""
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 from hailo_agent import __version__
 from hailo_agent.errors import EX_SOFTWARE
 from hailo_agent.sim.bench_figures import TITLES, Figure, Key, Measurement, figures, growth
-from hailo_agent.sim.bench_stand import Stand
+from hailo_agent.sim.bench_stand import MeasurementFailed, Stand
 from hailo_agent.sim.bench_text import document, growth_table, stored, table
 
 _EX_MISSED: Final = 1
@@ -198,8 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = asyncio.run(_interruptible(arguments, before))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
-    except TimeoutError as error:
-        print(f"bench: the agent did not do what was measured: {error}", file=sys.stderr)
+    except (MeasurementFailed, TimeoutError) as error:
+        print(f"bench: not measured: {error}", file=sys.stderr)
         return EX_SOFTWARE
     about: dict[str, Any] = {
         "version": __version__,

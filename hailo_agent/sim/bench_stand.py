@@ -13,9 +13,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
-from hailo_agent.sim.kubelet import Kubelet
+from hailo_agent.sim.kubelet import AdmissionFailed, Kubelet
 from hailo_agent.sim.machine import Machine, slot_address
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node, temporary_root
 from hailo_agent.sim.runtime import Runtime
@@ -31,6 +32,10 @@ _PACE_SECONDS: Final = 0.02
 _DEADLINE_SECONDS: Final = 30.0
 _PATIENCE: Final = ("--health.flap-window-seconds=1",)
 """The same slots are used again and again, and each time shall be like the first."""
+
+
+class MeasurementFailed(Exception):
+    """Raised when the agent or its kubelet did not do what was to be measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,10 +222,10 @@ class Stand:
         agent = await AgentProcess.start(*self.node.flags(), *flags, prefix=shell)
         try:
             yield agent
-        except TimeoutError as error:
-            lines = log.read_text(errors="replace").splitlines()
-            message = "\n".join([str(error), "The last lines of its log:", *lines[-5:]])
-            raise TimeoutError(message) from error
+        except (TimeoutError, AdmissionFailed) as error:
+            raise MeasurementFailed(
+                f"{error}\nThe agent {_state(agent)}. The last lines of its log:\n{_tail(log)}"
+            ) from error
         finally:
             await agent.stop()
 
@@ -270,6 +275,15 @@ class Stand:
 
     async def _all_listed(self) -> None:
         await self.node.listed(self.devices, capacity=self.devices, within=_DEADLINE_SECONDS)
+
+
+def _state(agent: AgentProcess) -> str:
+    code = agent.process.returncode
+    return "still runs" if code is None else f"has ended with {code}"
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def test_how_many_checks_were_blind_is_said(
     )
     fine = Finding(check="x", looked_at="x", found="x")
     assert shown(capsys, monkeypatch, blind, fine)[-1] == (
-        "This node is healthy. 1 of 2 checks could not look."
+        "As far as could be seen, this node is healthy. 1 of 2 checks could not look."
     )
     assert shown(capsys, monkeypatch, fine)[-1] == "This node is healthy."
 

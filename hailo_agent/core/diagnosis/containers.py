@@ -15,10 +15,8 @@ from hailo_agent.core.runtimes import doubt
 _EVERYBODY_MAY_OPEN: Final = 0o666
 _MOST_SHOWN: Final = 3
 _USUAL_DIRS: Final = ("/etc/cdi", "/var/run/cdi")
-_FIX_SPEC: Final = (
-    "start the agent, which keeps it right; without Kubernetes, `hailo-agent cdi generate`, or the"
-    " service hailo-agent-cdi"
-)
+_FIX_SPEC: Final = "start the agent, which keeps it right"
+_FIX_SPEC_ALONE: Final = "`hailo-agent cdi generate`; the service hailo-agent-cdi keeps it right"
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
@@ -62,6 +60,7 @@ def _directory(spec: SpecFacts) -> Iterator[Finding]:
 
 def _spec(facts: Facts) -> Finding:
     spec, expected = facts.spec, facts.expected
+    fix = _FIX_SPEC if facts.in_kubernetes else _FIX_SPEC_ALONE
     if spec.unseen:
         return _about_spec(
             spec,
@@ -77,7 +76,7 @@ def _spec(facts: Facts) -> Finding:
             "; ".join(spec.problems[:_MOST_SHOWN]) + (f"; and {more} more" if more > 0 else ""),
             Verdict.BROKEN,
             "a runtime refuses the whole file, so that none of its names can be resolved",
-            _FIX_SPEC,
+            fix,
         )
     if spec.nodes is None:
         if not expected:
@@ -89,13 +88,16 @@ def _spec(facts: Facts) -> Finding:
             "no spec" if spec.directory_exists is not False else "no spec, nor its directory",
             Verdict.BROKEN,
             "no container can be given a device by name",
-            _FIX_SPEC,
+            fix,
         )
-    return _spec_against_truth(spec, spec.nodes, expected)
+    return _spec_against_truth(spec, spec.nodes, expected, fix)
 
 
 def _spec_against_truth(
-    spec: SpecFacts, nodes: Mapping[str, tuple[str, ...]], expected: Mapping[str, tuple[str, ...]]
+    spec: SpecFacts,
+    nodes: Mapping[str, tuple[str, ...]],
+    expected: Mapping[str, tuple[str, ...]],
+    fix: str,
 ) -> Finding:
     if lacking := sorted(expected.keys() - nodes.keys()):
         return _about_spec(
@@ -103,7 +105,7 @@ def _spec_against_truth(
             f"lacks {_list(lacking)}",
             Verdict.BROKEN,
             "a container that is granted such a device is not created: unresolvable CDI device",
-            _FIX_SPEC,
+            fix,
         )
     wrong = [name for name in expected if set(nodes[name]) != set(expected[name])]
     stale = sorted(nodes.keys() - expected.keys())
@@ -115,7 +117,7 @@ def _spec_against_truth(
             f"says that {name} is {_list(nodes[name])}, and it is {_list(expected[name])}",
             Verdict.BROKEN,
             "a container gets another device than it was granted, or is not created",
-            _FIX_SPEC,
+            fix,
         )
     if stale:
         return _about_spec(
@@ -123,7 +125,7 @@ def _spec_against_truth(
             f"still names {_list(stale)}, which the machine does not have",
             Verdict.DEGRADED,
             "a container that asks for it, or for all, is not created: its devnode is missing",
-            _FIX_SPEC,
+            fix,
         )
     count = len(expected.keys() - {ALL})
     return Finding(

@@ -153,7 +153,7 @@ def _wrong_line(function: PciFunction, host: HostFacts, attempt: Attempt) -> _Re
         said = f"; it said: {attempt.line}" if attempt.line else ""
         return _Reason(
             found=f"wrong driver branch: {loaded} does not serve {_chip(pci_id)}{said}",
-            why="each line of drivers binds other chips; this one never will serve this chip, not"
+            why="each line of drivers binds other chips; this one will never serve this chip, not"
             " even by new_id",
             next_step=_install(line, host),
         )
