@@ -175,7 +175,7 @@ class Agent:
             await self._remove_leftovers()
         started_at = asyncio.get_running_loop().time()
         if self._with_kubelet:
-            await self._holdings.first(_FIRST_HOLDINGS_SECONDS)
+            await self._holdings.ask(_FIRST_HOLDINGS_SECONDS)
         self._begin(group, Part(name="reconciler", run=self._reconciler.run))
         for part in self._sensors():
             self._begin(group, part)
@@ -204,7 +204,7 @@ class Agent:
     async def _learn_holders(self) -> None:
         """Learn what a kubelet remembers, before it is told of devices."""
         fetched_at = asyncio.get_running_loop().time()
-        await self._holdings.first(_FIRST_HOLDINGS_SECONDS)
+        await self._holdings.ask_patiently(_FIRST_HOLDINGS_SECONDS)
         self.bell.ring("holdings")
         with anyio.move_on_after(_FIRST_HOLDINGS_SECONDS):
             await self._weighed(fetched_at)

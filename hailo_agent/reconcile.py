@@ -28,7 +28,9 @@ from hailo_agent.errors import EdgeError
 SETTLING_SECONDS: Final = (0.1, 0.4, 1.6)
 """When to look again after trouble was found: a driver half-way through sends no more hints."""
 _REST_SECONDS: Final = 0.01
-"""Between two passes, at least; and never less than the last pass took."""
+"""Between two passes, at least."""
+_REST_SHARE: Final = 0.25
+"""And never less than this share of what the last pass took."""
 _UNSETTLED = {Kind.FAULTED, Kind.FAULT_FOUND}
 _WARNINGS = {*_UNSETTLED, Kind.REMOVED}
 
@@ -94,7 +96,7 @@ class Reconciler:
             _log.debug(
                 "machine.reconciled", reasons=list(reasons), duration_ms=round(1000 * took, 3)
             )
-            await asyncio.sleep(max(_REST_SECONDS, took))
+            await asyncio.sleep(max(_REST_SECONDS, _REST_SHARE * took))
             reasons = await self.bell.wait(min(due, max(resync_at - loop.time(), 0.0)))
             if loop.time() >= resync_at:
                 resync_at = loop.time() + self.resync_seconds

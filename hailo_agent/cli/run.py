@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,7 @@ def watch(arguments: argparse.Namespace, loaded: Loaded) -> int:
 def _live(settings: Settings, life: Life) -> int:
     _configure_log(settings)
     code = 0
+    _calm_garbage_collector()
     try:
         anyio.run(life, settings)
     except* PluginDirectoryReplaced as group:
@@ -42,6 +44,15 @@ def _live(settings: Settings, life: Life) -> int:
         structlog.get_logger().critical("agent.crashed", exc_info=True)
         code = EX_SOFTWARE
     return code
+
+
+def _calm_garbage_collector() -> None:
+    """Leave out what lives for ever, and collect the rest seldom.
+
+    Inventories hold no cycles, and a collection in the middle of a look is a tenth of its time.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _reload(arguments: argparse.Namespace) -> None:

@@ -117,14 +117,15 @@ def render(inventory: Inventory, place: Place) -> Spec | None:
     if not devices:
         return None
     masks = tuple(_mask(name) for name in inventory.class_names)
-    offered = [device for device in devices if not device.denied] or devices
+    edits = {device.id: _edits(place, device) for device in devices}
+    offered = [edits[d.id] for d in devices if not d.denied] or list(edits.values())
     return Spec(
         cdi_version=_lowest_version(masks),
         kind=KIND,
         container_edits=ContainerEdits(mounts=masks) if masks else None,
         devices=(
-            SpecDevice(name=ALL, container_edits=_edits(place, offered)),
-            *(SpecDevice(name=d.id, container_edits=_edits(place, [d])) for d in devices),
+            SpecDevice(name=ALL, container_edits=_merged(offered)),
+            *(SpecDevice(name=name, container_edits=own) for name, own in edits.items()),
         ),
     )
 
@@ -155,11 +156,21 @@ def _is_injectable(device: Device) -> bool:
     return device.devnode is not None and device.devnode.is_sound
 
 
-def _edits(place: Place, devices: Iterable[Device]) -> ContainerEdits:
-    devnodes = [device.devnode for device in devices if device.devnode is not None]
+def _edits(place: Place, device: Device) -> ContainerEdits:
+    node = device.devnode
+    if node is None:
+        return ContainerEdits()
     return ContainerEdits(
-        device_nodes=tuple(DeviceNode(path=f"{place.dev}/{node.name}") for node in devnodes),
-        mounts=tuple(_entry(place, node.class_name, node.name) for node in devnodes),
+        device_nodes=(DeviceNode(path=f"{place.dev}/{node.name}"),),
+        mounts=(_entry(place, node.class_name, node.name),),
+    )
+
+
+def _merged(edits: Iterable[ContainerEdits]) -> ContainerEdits:
+    edits = tuple(edits)
+    return ContainerEdits(
+        device_nodes=tuple(node for one in edits for node in one.device_nodes or ()),
+        mounts=tuple(mount for one in edits for mount in one.mounts or ()),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from hailo_agent.core.device import (
     ALL,
@@ -47,6 +48,8 @@ class Policy:
 
     def denies(self, device: Device) -> bool:
         """Whether configuration sets this device aside."""
+        if not (self.allow or self.deny):
+            return False
         names = [str(device.id), device.model.value]
         names += [str(name) for name in (device.address, device.pci_id) if name is not None]
         return _matches(names, self.deny) or (bool(self.allow) and not _matches(names, self.allow))
@@ -102,7 +105,7 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
             history=device.history,
             patience=policy.patience,
         )
-        device = replace(
+        device = _with(
             device,
             health=verdict.health,
             faults=verdict.faults,
@@ -286,7 +289,7 @@ def _describe(
         model = model_of(pci_id, found.accelerator_type)
         if found.faults and pci_id == device.pci_id:
             model = device.model  # what tells the models apart may be what could not be read
-        device = replace(
+        device = _with(
             device,
             model=model,
             pci_id=pci_id,
@@ -298,13 +301,28 @@ def _describe(
     is_known = device.pci_id is not None or (
         found is not None and found.family.identity is Identity.SYSFS and _is_sound(found)
     )
-    return replace(
+    return _with(
         device,
         address=device.address if found is None else found.address or device.address,
         devnode=None if found is None else _devnode(device.devnode, found),
         # Held, it stays where it was granted, however it would be named now.
         resource=resource or (None if is_known else device.resource),
     )
+
+
+def _with(device: Device, **changes: Any) -> Device:  # noqa: ANN401 - as dataclasses.replace
+    """Change what differs; a device of which nothing differs stays the very same object.
+
+    That is cheaper than a copy, and so is every comparison after it.
+    """
+    if all(_is_same(getattr(device, name), value) for name, value in changes.items()):
+        return device
+    return replace(device, **changes)
+
+
+def _is_same(old: object, new: object) -> bool:
+    """Tell whether nothing would be lost; what leaves fields out of `==` has to be identical."""
+    return old is new or (old == new and not isinstance(old, (Devnode, tuple)))
 
 
 def _devnode(old: Devnode | None, found: Sighting) -> Devnode | None:
@@ -323,12 +341,13 @@ def _devnode(old: Devnode | None, found: Sighting) -> Devnode | None:
     if number is None:
         return None
     is_told = found.device_id is not None or bool(found.faults)
-    return Devnode(
+    devnode = Devnode(
         name=found.entry,
         number=number,
         class_name=class_name,
         is_sound=is_told and found.node is NodeKind.CHARACTER and found.node_number == number,
     )
+    return old if old == devnode and old.is_sound == devnode.is_sound else devnode
 
 
 def _evidence(

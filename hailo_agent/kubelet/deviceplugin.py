@@ -50,6 +50,7 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
         self._inventory = inventory
         self._terms = terms
         self._stream = 0
+        self._offered: tuple[Inventory, tuple[Offer, ...]] | None = None
 
     def close(self) -> None:
         """End every stream cleanly; the kubelet then hangs up by itself."""
@@ -175,7 +176,10 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
         )
 
     def _offers(self) -> tuple[Offer, ...]:
-        return offers(self._inventory.value, self._terms.resource, self._terms.names)
+        newest = self._inventory.value
+        if self._offered is None or self._offered[0] is not newest:
+            self._offered = newest, offers(newest, self._terms.resource, self._terms.names)
+        return self._offered[1]
 
 
 def _counts(devices: Sequence[deviceplugin.Device]) -> dict[str, int]:

@@ -23,6 +23,7 @@ from hailo_agent.rpc.dial import Channel, translating
 from hailo_agent.wire import podresources
 
 _TIMEOUT_SECONDS: Final = 10.0
+_RETRY_SECONDS: Final = 0.02
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,17 +49,31 @@ class PodResources:
                 report(f"{error}; until it answers, gone devices stay listed")
                 await anyio.sleep(max(self.interval_seconds, backoff.next()))
 
-    async def first(self, within_seconds: float) -> None:
-        """Ask once, soon, if there is anybody to ask: the first list to the kubelet needs it."""
+    async def ask(self, within_seconds: float) -> bool:
+        """Ask once, now, if there is anybody to ask; tells whether there was an answer."""
         if not self.socket.exists():
-            return
+            return False
         channel = Channel(path=str(self.socket))
         try:
             await self._list(channel, within_seconds)
         except EdgeError:
-            return  # `run` will say what is wrong
+            return False  # `run` will say what is wrong
         finally:
             channel.close()
+        return True
+
+    async def ask_patiently(self, within_seconds: float) -> None:
+        """Ask, and again while nothing is known yet: the first list to the kubelet needs it.
+
+        A starting kubelet makes its sockets in no particular order.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_seconds
+        while not await self.ask(max(until - loop.time(), _RETRY_SECONDS)):
+            is_told = self.holdings.value is not None
+            if is_told or loop.time() >= until or not self.socket.parent.is_dir():
+                return
+            await anyio.sleep(_RETRY_SECONDS)
 
     async def _listing(self, report: Callable[[str], None], backoff: Backoff) -> None:
         channel = Channel(path=str(self.socket))

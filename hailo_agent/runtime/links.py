@@ -57,10 +57,11 @@ class DeviceLinks:
 
     def _replace(self, targets: Mapping[str, str]) -> bool:
         make_public(self.directory)
-        gone = {path for path in self.directory.iterdir() if _is_ours(path)}
-        gone -= {self.directory / name for name in targets}
-        for path in gone:
-            path.unlink(missing_ok=True)
+        with os.scandir(self.directory) as entries:
+            present = {entry.name for entry in entries if _is_ours(entry)}
+        gone = present - targets.keys()
+        for name in gone:
+            (self.directory / name).unlink(missing_ok=True)
         moved = {n: t for n, t in targets.items() if self._target(n) != t}
         for name, target in moved.items():
             self._link(name, target)
@@ -79,11 +80,11 @@ class DeviceLinks:
 
     def _target(self, name: str) -> str | None:
         try:
-            return os.readlink(self.directory / name)  # noqa: PTH115 - compared as text
+            return os.readlink(f"{self.directory}/{name}")  # noqa: PTH115 - text, for a thousand
         except OSError:
             return None
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(entry: os.DirEntry[str]) -> bool:
     """Recognise a link of ours: whatever else stands in the directory is left alone."""
-    return path.name.lstrip(".").startswith(("pci-", "soc-")) and path.is_symlink()
+    return entry.name.lstrip(".").startswith(("pci-", "soc-")) and entry.is_symlink()

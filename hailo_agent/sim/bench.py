@@ -142,9 +142,11 @@ async def measure(plan: Plan) -> AsyncIterator[Measurement]:
             else:
                 changes = await stand.changes(max(plan.changes // 2, 2))
                 yield series("change.both", (*changes.plugs, *changes.unplugs))
-            for name, pause in (("allocate", _POD_PAUSE_SECONDS), ("allocate.burst", 0.0)):
+            for name, pause in (("allocate", 0.0), ("allocate.paced", _POD_PAUSE_SECONDS)):
                 calls = await stand.allocations(plan.allocations, pause_seconds=pause)
                 yield series(name, calls)
+            calls = await stand.empty_calls(plan.allocations, pause_seconds=_POD_PAUSE_SECONDS)
+            yield series("empty.paced", calls)
             yield series("restart", await stand.restarts(plan.restarts), "s")
             await stand.events(plan.events)
             yield single("memory.events", agent.resident_bytes() / _MEGABYTE, "MB")

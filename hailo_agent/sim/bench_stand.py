@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from hailo_agent.core.offer import endpoint_name
+from hailo_agent.rpc.dial import dialing
 from hailo_agent.sim.kubelet import AdmissionFailed, Kubelet
 from hailo_agent.sim.machine import Machine, slot_address
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node, temporary_root
 from hailo_agent.sim.runtime import Runtime
 from hailo_agent.sim.uevents import Uevents
+from hailo_agent.wire import deviceplugin
 
 _GENERATION: Final = "4.23"
 _APART_SECONDS: Final = 1.05
@@ -30,8 +33,9 @@ _REST_SECONDS: Final = 4.0
 _LARGE: Final = 256
 _PACE_SECONDS: Final = 0.02
 _DEADLINE_SECONDS: Final = 30.0
-_PATIENCE: Final = ("--health.flap-window-seconds=1",)
-"""The same slots are used again and again, and each time shall be like the first."""
+_FLAGS: Final = ("--health.flap-window-seconds=1", "--host.resync-seconds=20")
+"""The same slots are used again and again, and each time shall be like the first. Being idle for 20
+seconds shall include its share of looking anyway, and rather more than less."""
 
 
 class MeasurementFailed(Exception):
@@ -126,7 +130,7 @@ class Stand:
     @asynccontextmanager
     async def agent(self, *flags: str) -> AsyncIterator[AgentProcess]:
         """Run an agent; the block begins when it has told of every device and come to rest."""
-        async with self._process(*_PATIENCE, *flags) as agent:
+        async with self._process(*_FLAGS, *flags) as agent:
             await self._all_listed()
             await asyncio.sleep(self.settle_seconds)
             yield agent
@@ -176,6 +180,22 @@ class Stand:
             if pause_seconds:
                 await asyncio.sleep(pause_seconds + self.dice.uniform(0.0, pause_seconds))
         return [allocation.seconds for allocation in list(self.kubelet.allocations)[known:]]
+
+    async def empty_calls(self, count: int, *, pause_seconds: float) -> list[float]:
+        """Make calls that have nothing to do: what waking up and the way there cost by themselves.
+
+        Seconds of each.
+        """
+        samples = []
+        async with dialing(self.kubelet.plugin_dir / endpoint_name(RESOURCE)) as channel:
+            stub = deviceplugin.DevicePluginStub(channel)
+            for _ in range(count):
+                with _undisturbed():
+                    began_at = time.monotonic()
+                    await stub.get_device_plugin_options(deviceplugin.Empty())
+                    samples.append(time.monotonic() - began_at)
+                await asyncio.sleep(pause_seconds + self.dice.uniform(0.0, pause_seconds))
+        return samples
 
     async def restarts(self, count: int) -> list[float]:
         """Restart the kubelet so many times; seconds until the plugin is registered again."""

@@ -117,7 +117,9 @@ def test_a_stored_run_is_compared_with_figure_by_figure() -> None:
     figure = next(iter(figures([series("allocate", 1.0)], stored(text))))
 
     assert figure.before == 2.0
-    row = next(line for line in table(8, [series("allocate", 1.0)], [figure]) if "now" in line)
+    row = next(
+        line for line in table(8, [series("allocate", 1.0)], [figure]) if "back to back" in line
+    )
     assert "-50 % against 2" in row
 
 

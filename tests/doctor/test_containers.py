@@ -79,6 +79,12 @@ def test_a_name_that_leads_to_another_device_is_the_worst() -> None:
     assert "another device than it was granted" in finding.why
 
 
+def test_a_name_that_leads_nowhere_is_told() -> None:
+    good = facts_of(LOOK).expected
+    finding = spec(nodes={**good, ONE: ()}).the("cdi.spec")
+    assert finding.found == f"says that {ONE} is no device node, and it is /dev/hailo0"
+
+
 def test_a_name_of_a_device_that_is_gone_is_less_bad() -> None:
     nodes = {**facts_of(LOOK).expected, "pci-0000-09-00-0": ("/dev/hailo2",)}
     finding = spec(nodes=nodes).the("cdi.spec")

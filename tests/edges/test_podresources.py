@@ -271,7 +271,7 @@ async def test_the_interval_is_kept(root: Path) -> None:
 async def test_the_first_list_is_had_before_anything_runs(root: Path) -> None:
     async with both_sides(root) as side:
         side.holdings.append(held("a", ONE))
-        await side.client.first(SOON_SECONDS)
+        assert await side.client.ask(SOON_SECONDS)
         assert held_by(known(side.client)) == {ONE: "default/a/main"}
 
 
@@ -285,7 +285,7 @@ async def test_the_first_list_is_waited_for_a_moment_only(root: Path, how: str) 
         elif how == "dead":
             await side.server.stop()
         started_at = time.monotonic()
-        await side.client.first(0.2)
+        await side.client.ask_patiently(0.2)
         assert time.monotonic() - started_at < 2.0
         assert side.client.holdings.value is None
         assert side.rings == []

@@ -114,7 +114,8 @@ def _spec_against_truth(
             continue  # which is why
         return _about_spec(
             spec,
-            f"says that {name} is {_list(nodes[name])}, and it is {_list(expected[name])}",
+            f"says that {name} is {_list(nodes[name]) or 'no device node'}, and it is"
+            f" {_list(expected[name]) or 'none'}",
             Verdict.BROKEN,
             "a container gets another device than it was granted, or is not created",
             fix,
