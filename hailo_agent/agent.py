@@ -7,11 +7,13 @@ edge ever imports another.
 from __future__ import annotations
 
 import asyncio
+import importlib
+import platform
 import re
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -24,17 +26,28 @@ from hailo_agent import __version__
 from hailo_agent.aio.doorbell import Doorbell
 from hailo_agent.aio.latest import Latest
 from hailo_agent.aio.supervise import Part, Report, Roster, State, Status, supervise
+from hailo_agent.aio.tally import Tally
 from hailo_agent.core.cdi import FILE_NAME, Place, Spec, numbers, render
+from hailo_agent.core.chip import Limits
+from hailo_agent.core.cordon import Cordons
 from hailo_agent.core.device import FAMILIES, DeviceId, DeviceNumber, Family, Identity
 from hailo_agent.core.grant import Delivery
-from hailo_agent.core.health import Patience
+from hailo_agent.core.health import RULES, FaultCode, Patience, Rule, Severity, Standards
 from hailo_agent.core.inventory import FORGET_GRACE_SECONDS, Inventory, Policy, decide
 from hailo_agent.core.observation import Observation
 from hailo_agent.core.offer import ResourceNames, endpoint_name
 from hailo_agent.core.runtimes import doubt
+from hailo_agent.core.usage import DeviceUsage
 from hailo_agent.errors import EdgeError, SpecStoreError
-from hailo_agent.host import uevent
+from hailo_agent.host import notifications, uevent
+from hailo_agent.host.cordons import CordonFile
+from hailo_agent.host.hailortcli import HailortCli
+from hailo_agent.host.monitor import MonitorReader, has_own_filesystem
+from hailo_agent.host.notifications import Listeners
+from hailo_agent.host.probe import Prober
 from hailo_agent.host.scan import Scanner
+from hailo_agent.host.senses import Questions, Senses, Target
+from hailo_agent.host.vitals import VitalsReader, host_memory
 from hailo_agent.host.watch import Watched, watch
 from hailo_agent.kubelet.deviceplugin import Terms
 from hailo_agent.kubelet.podresources import PodResources
@@ -43,7 +56,8 @@ from hailo_agent.reconcile import Reconciler
 from hailo_agent.rpc.endpoint import serving
 from hailo_agent.runtime.links import DeviceLinks
 from hailo_agent.runtime.specs import SpecStore
-from hailo_agent.settings import Settings
+from hailo_agent.settings import FaultRule, Settings
+from hailo_agent.subscribers import client
 from hailo_agent.subscribers.mapping import About, to_inventory
 from hailo_agent.subscribers.service import DeviceEvents
 from hailo_agent.wire import agentapi
@@ -52,9 +66,17 @@ _FIRST_HOLDINGS_SECONDS: Final = 0.5
 _SPEC_CHECK_SECONDS: Final = 2.0
 """Without inotify, a spec that somebody deletes is missed this late."""
 _STREAMS_END_SECONDS: Final = 2.0
+_CORDONS_SECONDS: Final = 2.0
+_MONITOR_DEADLINE_SECONDS: Final = 2.0
+_USAGE_SECONDS: Final = 1.0
+_OWN_FILESYSTEM: Final = "mount a tmpfs with a size there: containers may fill it"
+_WORKER_SECONDS: Final = 20.0
+"""No process to ask devices is kept for longer: at the usual period it would idle for a minute."""
 _ANSWERED_SECONDS: Final = 0.05
 """By then the kubelet has its answer; what follows from a grant must not compete with that."""
-_NEEDS_NO_LOOK: Final = frozenset({"granted", "holdings"})
+_NEEDS_NO_LOOK: Final = frozenset(
+    {"granted", "holdings", "vitals", "query", "cordon", "notification", "hailortcli"}
+)
 _THOROUGH: Final = frozenset({"start", "resync", "hangup"})
 
 _log = structlog.get_logger()
@@ -127,6 +149,7 @@ class Agent:
         self._with_kubelet = with_kubelet
         self.bell = Doorbell()
         self.roster = Roster()
+        self.tally = Tally()
         self.inventory: Latest[Inventory] = Latest(Inventory())
         self._delivery = frozenset(Delivery(way) for way in settings.runtime.delivery)
         self._names = resource_names(settings)
@@ -141,6 +164,15 @@ class Agent:
             is_awaited=self._awaits_holdings,
         )
         self._scanner = _scanner(settings)
+        monitor = settings.monitor
+        self._monitor = (
+            MonitorReader(directory=monitor.dir, timeout_seconds=_MONITOR_DEADLINE_SECONDS)
+            if monitor.enabled and self._needs_spec
+            else None
+        )
+        self._monitor_trouble = ""
+        self.usage: Mapping[DeviceId, DeviceUsage] = {}
+        """What each device's holder says that it does with it."""
         self._reconciler = Reconciler(
             bell=self.bell,
             observe=self._observe,
@@ -151,10 +183,16 @@ class Agent:
             else None,
             place=_place(settings),
             inventory=self.inventory,
+            prepared=None if self._monitor is None else self._make_directories,
             resync_seconds=settings.host.resync_seconds,
+            tally=self.tally,
         )
         resources = self._names.all() if with_kubelet else ()
         self._sessions = tuple(self._session(resource) for resource in resources)
+        self._cordons = CordonFile(settings.host.cordon_file)
+        self._cordoned = Cordons(is_complete=False)
+        self._senses = _senses(settings, self._targets, self.bell.ring)
+        self._renewals: set[asyncio.Task[None]] = set()
         self._granted_at: dict[DeviceId, float] = {}
         self._seen: Observation | None = None
 
@@ -168,6 +206,8 @@ class Agent:
         The order is that of the data: what is true is known before anybody is told.
         """
         self._introduce()
+        for name in ("reconciler", *(f"plugin {s.terms.resource}" for s in self._sessions)):
+            self.roster.post(Status(name=name))  # so that nobody is told of readiness before
         group.start_soon(self._narrate)
         if self.settings.subscribers.socket is not None:
             self._begin(group, Part(name="subscribers", run=self._serve_events, essential=False))
@@ -184,6 +224,8 @@ class Agent:
             self._begin(group, Part(name=f"plugin {session.terms.resource}", run=session.run))
         if self._with_kubelet:
             self._begin(group, Part(name="pod-resources", run=self._holdings.run, essential=False))
+        if self.settings.web.listen:
+            self._begin(group, Part(name="web", run=self._serve_web, essential=False))
 
     async def stop(self) -> None:
         """End every stream, and give those who listen a moment to hang up by themselves."""
@@ -240,13 +282,30 @@ class Agent:
         if seen is None or not _NEEDS_NO_LOOK.issuperset(reasons):
             seen = await self._scanner.look(at, thorough=not _THOROUGH.isdisjoint(reasons))
             self._seen = seen
+        cordons = await self._read_cordons()
+        trouble = () if cordons.trouble is None else (cordons.trouble,)
         return replace(
             seen,
             at=at,
             holdings=holdings,
             granted_at=tuple(self._granted_at.items()),
             foreign_names=await self._foreign_names(),
+            readings=self._senses.readings(at),
+            cordons=cordons,
+            faults=(*seen.faults, *trouble, *self._senses.faults),
         )
+
+    async def _read_cordons(self) -> Cordons:
+        """Read what is cordoned; what was known holds while the disk does not answer."""
+        with anyio.move_on_after(_CORDONS_SECONDS):
+            self._cordoned = await anyio.to_thread.run_sync(
+                self._cordons.read, abandon_on_cancel=True
+            )
+        return self._cordoned
+
+    def _targets(self) -> Sequence[Target]:
+        dev = str(self.settings.host.dev)
+        return [Target.of(d, dev) for d in self.inventory.value.devices if d.devnode is not None]
 
     async def _foreign_names(self) -> tuple[tuple[str, str], ...]:
         if not self._needs_spec:
@@ -272,6 +331,16 @@ class Agent:
             yield Part(name="uevents", run=self._listen_to_uevents, essential=False)
         if self._needs_spec:
             yield Part(name="spec-guard", run=self._guard_spec, essential=False)
+        yield Part(name="vitals", run=self._senses.watch_vitals, essential=False)
+        if self.settings.health.queries != "off":
+            yield Part(name="queries", run=self._senses.ask, essential=False)
+        if self._monitor is not None:
+            yield Part(name="monitor", run=self._read_usage, essential=False)
+        if self._senses.listeners is not None:
+            listen = self._senses.listeners.listen
+            yield Part(name="notifications", run=listen, essential=False)
+        if self._senses.hailortcli is not None:
+            yield Part(name="hailortcli", run=self._senses.cross_check, essential=False)
 
     def _watched(self) -> Sequence[Watched]:
         patterns = [re.compile(family.devnode) for family in self._scanner.families]
@@ -283,6 +352,14 @@ class Agent:
                 ring=partial(self.bell.ring, "inotify"),
             ),
         ]
+        cordons = self.settings.host.cordon_file
+        watched.append(
+            Watched(
+                directory=cordons.parent,
+                matters=cordons.name.__eq__,
+                ring=partial(self.bell.ring, "cordon"),
+            )
+        )
         if self._with_kubelet:
             watched.append(
                 Watched(
@@ -327,6 +404,7 @@ class Agent:
                 delivery=self._delivery,
                 place=_place(self.settings),
                 granted=self._remember_grant,
+                tally=self.tally,
             ),
             inventory=self.inventory,
             register_seconds=self.settings.kubelet.register_timeout_seconds,
@@ -334,9 +412,47 @@ class Agent:
         )
 
     def _remember_grant(self, devices: Iterable[DeviceId]) -> None:
+        devices = tuple(devices)
         loop = asyncio.get_running_loop()
+        if self._monitor is not None:
+            # Long before the container exists, though not before the kubelet has its answer.
+            self._renewals.add(task := loop.create_task(self._renew(self._monitor, devices)))
+            task.add_done_callback(self._renewals.discard)
         self._granted_at.update(dict.fromkeys(devices, loop.time()))
         loop.call_later(_ANSWERED_SECONDS, self.bell.ring, "granted")
+
+    # --- what containers say ---
+
+    async def _make_directories(self, names: Sequence[str]) -> bool:
+        """Make the directories that containers write into; a device can do without."""
+        if self._monitor is None:
+            return False
+        try:
+            await self._monitor.prepare(names)
+        except EdgeError as error:
+            self._monitor_trouble = f"{error}; containers get no HAILO_MONITOR until it works"
+            return False
+        self._monitor_trouble = ""
+        return True
+
+    async def _renew(self, monitor: MonitorReader, devices: Sequence[DeviceId]) -> None:
+        try:
+            await monitor.renew(devices)
+        except EdgeError as error:
+            self._monitor_trouble = str(error)
+
+    async def _read_usage(self, report: Report) -> None:
+        """Read once a second what containers say, for ever."""
+        if self._monitor is None:
+            return
+        if not has_own_filesystem(self.settings.monitor.dir):
+            path = str(self.settings.monitor.dir)
+            _log.warning("monitor.unbounded", monitor={"path": path}, remedy=_OWN_FILESYSTEM)
+        while True:
+            devices = self.inventory.value.devices
+            self.usage = await self._monitor.read(devices, now=time.time()) if devices else {}
+            report(self._monitor_trouble)
+            await anyio.sleep(_USAGE_SECONDS)
 
     def _awaits_holdings(self) -> bool:
         """Whether a young list of holders would tell something, though it is like the last one."""
@@ -352,13 +468,71 @@ class Agent:
         except OSError as error:
             message = f"cannot make {socket.parent}: {error.strerror}"
             raise EdgeError(message, edge="subscribers") from error
-        about = _about(self.settings, self._names)
-        service = DeviceEvents(self.inventory, self.roster, about)
-        async with serving(socket, [service], edge="subscribers") as endpoint:
+        async with serving(socket, [self._events()], edge="subscribers") as endpoint:
             report("")
             while endpoint.is_published():  # noqa: ASYNC110 - a file that goes sends no event
                 await anyio.sleep(_SPEC_CHECK_SECONDS)
         raise EdgeError(f"the socket {socket} was removed", edge="subscribers")
+
+    def _events(self) -> DeviceEvents:
+        about = _about(self.settings, self._names)
+        return DeviceEvents(self.inventory, self.roster, about, self._reconciler.chronicle)
+
+    async def _serve_web(self, report: Report) -> None:
+        # Here, because an agent without it shall not hold an HTTP server in memory; and in a
+        # thread, because the kubelet is not to wait for that.
+        for name in ("server", "metrics"):
+            await anyio.to_thread.run_sync(importlib.import_module, f"hailo_agent.web.{name}")
+        from hailo_agent.web import metrics, server  # noqa: PLC0415
+
+        events = self._events()
+        loop = asyncio.get_running_loop()
+        collector = metrics.DeviceCollector(
+            inventory=self.inventory,
+            roster=self.roster,
+            tally=self.tally,
+            resources=self._names,
+            about=metrics.About(version=__version__, python=platform.python_version()),
+            unix_offset=lambda: time.time() - loop.time(),
+            usage=lambda: self.usage,
+        )
+        shown = metrics.exposition(collector)
+        site = server.Site(
+            inventory=events.whole,
+            watch=lambda: events.watch(agentapi.WatchRequest()),
+            statuses=lambda: self.roster.statuses.value,
+            checks=self._checks(),
+            metrics=lambda: shown.render("")[0],
+            metrics_type=shown.render("")[1],
+            extra=self._extra,
+        )
+        web = self.settings.web
+        await server.serve(web.listen, site, page=web.page, report=report)
+
+    def _checks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """Name what a liveness probe calls: our own services, over their sockets."""
+        checks = {f"plugin {s.terms.resource}": s.check for s in self._sessions}
+        return {**checks, "subscribers": self._check_events}
+
+    async def _check_events(self) -> None:
+        socket, status = self.settings.subscribers.socket, self.roster.find("subscribers")
+        if socket is not None and status is not None and status.state is State.RUNNING:
+            await client.get_inventory(socket)
+
+    def _extra(self) -> Mapping[str, object]:
+        """Say of the agent what its inventory does not."""
+        devices = self.inventory.value.devices
+        return {
+            "resources": list(self._names.all()),
+            "delivery": sorted(self._delivery),
+            "sensors": [part.name for part in self._sensors()],
+            "versions": {
+                "agent": __version__,
+                "python": platform.python_version(),
+                "drivers": sorted({d.driver_version for d in devices if d.driver_version}),
+                "firmware": sorted({d.firmware.version for d in devices if d.firmware}),
+            },
+        }
 
     async def _narrate(self) -> None:
         """Say once when an optional part limps, and when it walks again."""
@@ -403,19 +577,90 @@ def _scanner(settings: Settings) -> Scanner:
     )
 
 
+def _senses(
+    settings: Settings, targets: Callable[[], Sequence[Target]], ring: Callable[[str], None]
+) -> Senses:
+    health = settings.health
+    return Senses(
+        targets=targets,
+        ring=ring,
+        vitals=VitalsReader(
+            sys=settings.host.sys, timeout_seconds=settings.host.scan_timeout_seconds
+        ),
+        vitals_seconds=health.vitals_seconds,
+        memory=partial(host_memory, settings.host.proc),
+        prober=Prober(deadline_seconds=health.query_timeout_seconds, idle_seconds=_WORKER_SECONDS),
+        questions=Questions(
+            mode=health.queries,
+            seconds=health.query_seconds,
+            in_use=health.query_in_use,
+            awake_share=health.awake_share,
+        ),
+        listeners=Listeners(
+            targets=lambda: [audible for target in targets() for audible in _audible(target)],
+            ring=ring,
+            silence_seconds=health.notification_seconds,
+        )
+        if health.notifications
+        else None,
+        hailortcli=HailortCli(
+            command=health.hailortcli, deadline_seconds=health.query_timeout_seconds
+        )
+        if health.hailortcli
+        else None,
+    )
+
+
+def _audible(target: Target) -> Iterable[notifications.Target]:
+    if target.path is not None:
+        yield notifications.Target(
+            id=target.id,
+            path=target.path,
+            driver_version=target.driver_version,
+            present_since=target.present_since,
+        )
+
+
 def _place(settings: Settings) -> Place:
     return Place(
         dev=str(settings.runtime.host_dev),
         sys=str(settings.runtime.host_sys),
         links=str(settings.runtime.host_links_dir),
+        monitor=str(settings.monitor.host_dir) if settings.monitor.enabled else "",
     )
+
+
+def _standards(settings: Settings) -> Standards:
+    health = settings.health
+    changed = {
+        code: _changed(RULES[code], rule)
+        for code, rule in ((FaultCode(code), rule) for code, rule in health.faults.items())
+    }
+    return Standards(
+        patience=Patience(
+            recovery_seconds=health.recovery_seconds,
+            flap_window_seconds=health.flap_window_seconds,
+        ),
+        rules={**RULES, **changed},
+        offers_unknown=health.unknown == "offered",
+    )
+
+
+def _changed(rule: Rule, wanted: FaultRule) -> Rule:
+    """Lay what was set over a rule; who sets the severity means it for devices in use as well."""
+    changes = wanted.model_dump(exclude_none=True)
+    if wanted.severity is not None:
+        changes |= {"severity": Severity(wanted.severity), "severity_in_use": None}
+    return replace(rule, **changes)
 
 
 def _policy(settings: Settings, names: ResourceNames) -> Policy:
     return Policy(
-        patience=Patience(
-            recovery_seconds=settings.health.recovery_seconds,
-            flap_window_seconds=settings.health.flap_window_seconds,
+        standards=_standards(settings),
+        limits=Limits(
+            temperature_high_celsius=settings.health.temperature_high_celsius,
+            temperature_critical_celsius=settings.health.temperature_critical_celsius,
+            slow_seconds=settings.health.slow_seconds,
         ),
         tombstone_seconds=settings.kubelet.tombstone_seconds,
         spec_path=str(settings.runtime.cdi_dir / FILE_NAME),

@@ -134,7 +134,8 @@ async def _agent(socket: Path | None) -> AgentFacts:
     except EdgeError as error:
         if isinstance(error.__cause__, PermissionError):
             return AgentFacts(socket=str(socket), unseen="Permission denied")
-        return AgentFacts(socket=str(socket), error=str(error))
+        said = str(error).removeprefix(f"asking the agent at {socket}: ")
+        return AgentFacts(socket=str(socket), error=said)
     readiness = inventory.readiness
     return AgentFacts(
         socket=str(socket),

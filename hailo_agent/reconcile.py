@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
@@ -17,8 +17,10 @@ import structlog
 from hailo_agent.aio.doorbell import Doorbell
 from hailo_agent.aio.latest import Latest
 from hailo_agent.aio.supervise import Backoff
+from hailo_agent.aio.tally import Tally
 from hailo_agent.core.cdi import Outcome, Place, Spec, links, numbers, render
 from hailo_agent.core.change import Change, Kind, changes
+from hailo_agent.core.chronicle import Chronicle, recorded
 from hailo_agent.core.device import Device, DeviceNumber
 from hailo_agent.core.health import Fault, Health
 from hailo_agent.core.inventory import Inventory, Policy, bad_news, covered, decide
@@ -32,7 +34,6 @@ _REST_SECONDS: Final = 0.01
 _REST_SHARE: Final = 0.25
 """And never less than this share of what the last pass took."""
 _UNSETTLED = {Kind.FAULTED, Kind.FAULT_FOUND}
-_WARNINGS = {*_UNSETTLED, Kind.REMOVED}
 
 _log = structlog.get_logger()
 
@@ -75,13 +76,20 @@ class Reconciler:
     links: Links | None
     """None where devices are delivered by CDI alone."""
     place: Place
+    prepared: Callable[[Sequence[str]], Awaitable[bool]] | None = None
+    """Makes what the spec of these devices will mount; tells whether it is there."""
     inventory: Latest[Inventory]
     resync_seconds: float
+    tally: Tally
+    chronicle: Latest[Chronicle] = field(default_factory=lambda: Latest(Chronicle()))
+    """What has changed lately."""
     weighed_at: Latest[float] = field(default_factory=lambda: Latest(-math.inf))
     """The age of the observation behind the inventory, moved with each pass."""
     _decided: Inventory = field(default_factory=Inventory)
     _refused: str = ""
     _settling: Sequence[float] = ()
+    _hinted_at: float = math.inf
+    """When the hint came that this pass follows; infinite if none did."""
     _backoff: Backoff = field(default_factory=Backoff)
 
     async def run(self, report: Callable[[str], None]) -> None:
@@ -93,11 +101,15 @@ class Reconciler:
             started_at = loop.time()
             due = await self._pass(reasons, report)
             took = loop.time() - started_at
+            self.tally.time("reconciles", seconds=took)
+            for reason in reasons:
+                self.tally.count("reconcile_reasons", reason)
             _log.debug(
                 "machine.reconciled", reasons=list(reasons), duration_ms=round(1000 * took, 3)
             )
             await asyncio.sleep(max(_REST_SECONDS, _REST_SHARE * took))
             reasons = await self.bell.wait(min(due, max(resync_at - loop.time(), 0.0)))
+            self._hinted_at = self.bell.heard_since if reasons else math.inf
             if loop.time() >= resync_at:
                 resync_at = loop.time() + self.resync_seconds
                 reasons = (*reasons, "resync")
@@ -120,6 +132,7 @@ class Reconciler:
             await self._write(self._decided)
         except EdgeError as error:
             due = self._refuse("spec.refused", error, report)
+            self.tally.count("spec_writes", "refused")
             published = await self._as_far_as_covered(self._decided, str(error))
         else:
             if self._refused:
@@ -146,11 +159,21 @@ class Reconciler:
     async def _write_spec(self, decided: Inventory) -> None:
         if self.specs is None:
             return
-        spec = render(decided, self.place)
+        spec = await self._rendered(decided)
         outcome = await self.specs.replace(spec, numbers(decided))
         if outcome is not Outcome.UNCHANGED:
+            self.tally.count("spec_writes", outcome.value.removeprefix("spec."))
             devices = 0 if spec is None else len(spec.devices) - 1
             _log.info(outcome.value, spec={"path": self.policy.spec_path, "devices": devices})
+
+    async def _rendered(self, decided: Inventory) -> Spec | None:
+        """Render the spec, without what cannot be mounted: a container would not start for it."""
+        spec = render(decided, self.place)
+        if spec is None or self.prepared is None:
+            return spec
+        if await self.prepared([device.name for device in spec.devices]):
+            return spec
+        return render(decided, replace(self.place, monitor=""))
 
     async def _as_far_as_covered(self, decided: Inventory, reason: str) -> Inventory:
         """Take back what the spec on disk does not cover. Bad news travels all the same."""
@@ -159,7 +182,8 @@ class Reconciler:
             names &= self.links.covered(links(decided, self.place))
         if self.specs is not None:
             try:
-                names &= await self.specs.covered(render(decided, self.place), numbers(decided))
+                spec = await self._rendered(decided)
+                names &= await self.specs.covered(spec, numbers(decided))
             except EdgeError:
                 names = frozenset()
         return covered(decided, names, reason)
@@ -177,14 +201,19 @@ class Reconciler:
         found = changes(self.inventory.value, published)
         for change in found:
             _tell(change, self.place)
+            self.tally.count("changes", change.kind.value)
+        if found:
+            self.chronicle.publish(recorded(self.chronicle.value, found, at=self._decided.at))
         if any(_is_unsettled(change) for change in found):
             self._settling = SETTLING_SECONDS
-        self.inventory.publish(published)
+        if self.inventory.publish(published) and found and self._hinted_at < math.inf:
+            took = asyncio.get_running_loop().time() - self._hinted_at
+            self.tally.time("hotplug", seconds=took)
 
 
 def _tell(change: Change, place: Place) -> None:
     """Write the one log line of a change."""
-    is_bad = change.kind in _WARNINGS or (change.kind is Kind.ADDED and _is_ill(change.device))
+    is_bad = _is_bad(change)
     write = _log.warning if is_bad else _log.info
     if change.fault is not None:
         write(change.kind.value, fault=_fault(change.fault))
@@ -204,6 +233,13 @@ def _tell(change: Change, place: Place) -> None:
         )
 
 
+def _is_bad(change: Change) -> bool:
+    """Whether to warn: of what is gone, and of news about what is ill."""
+    return change.kind in {Kind.REMOVED, Kind.FAULT_FOUND} or (
+        change.kind in {Kind.ADDED, Kind.FAULTED} and _is_ill(change.device)
+    )
+
+
 def _is_unsettled(change: Change) -> bool:
     return change.kind in _UNSETTLED or (change.kind is Kind.ADDED and _is_ill(change.device))
 
@@ -218,4 +254,6 @@ def _fault(fault: Fault) -> dict[str, str]:
         "subject": fault.subject,
         "message": fault.message,
         "remedy": fault.remedy,
+        "severity": fault.severity.value,
+        **({"evidence": fault.evidence} if fault.evidence else {}),
     }

@@ -8,7 +8,7 @@ board in good order, `seen(found(BOARDS[0], How.HUNG), at=3.0)` is a look that m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
@@ -16,6 +16,16 @@ from itertools import permutations, product
 
 from hypothesis import strategies as st
 
+from hailo_agent.core.chip import (
+    Architecture,
+    BoardType,
+    Chip,
+    Firmware,
+    Properties,
+    Temperatures,
+    Trouble,
+)
+from hailo_agent.core.cordon import Cordon, Cordons
 from hailo_agent.core.device import (
     FAMILIES,
     HAILO_VENDOR,
@@ -26,14 +36,21 @@ from hailo_agent.core.device import (
     Family,
     Holder,
     Identity,
-    Link,
     Model,
     PciAddress,
     PciId,
     Topology,
     soc_device_id,
 )
-from hailo_agent.core.health import Fault, FaultCode, Health, Patience
+from hailo_agent.core.health import (
+    Evidence,
+    Fault,
+    FaultCode,
+    Health,
+    Patience,
+    Sensor,
+    Standards,
+)
 from hailo_agent.core.inventory import Inventory, Policy, decide
 from hailo_agent.core.observation import (
     Holding,
@@ -41,8 +58,10 @@ from hailo_agent.core.observation import (
     NodeKind,
     Observation,
     PciFunction,
+    Readings,
     Sighting,
 )
+from hailo_agent.core.vitals import Aer, Link, Vitals
 
 RESOURCE = "hailo.ai/npu"
 OTHER_RESOURCE = "hailo.ai/hailo-10h"
@@ -265,9 +284,127 @@ def listed(*device_ids: DeviceId, at: float, resource: str = RESOURCE) -> Holdin
     )
 
 
+# --- what is read of it --------------------------------------------------------------------------
+
+
+class Pulse(Enum):
+    """What the kernel tells of a board's PCI function."""
+
+    WELL = "it answers, and nobody has it open"
+    USED = "it answers, and somebody has it open"
+    DEAD = "its configuration space reads all ones"
+    LOOSE = "no kernel driver is bound"
+    RESET = "it is disabled"
+    NARROW = "its link runs below what it could"
+    NOISY = "it counts errors, more with every second"
+    BLIND = "nothing of it can be read"
+    STUCK = "reading it hangs"
+
+
+class Answer(Enum):
+    """What kernel driver and firmware answer."""
+
+    WELL = "all is well"
+    LESSER = "all is well, and it is an 8L"
+    REDUCED = "all is well, and it is an 8R"
+    WARM = "the chip is hot"
+    HOT = "the chip is too hot"
+    SLOW = "all is well, but that took long"
+    BARE = "it runs no firmware"
+    SILENT = "the firmware says nothing"
+    GARBLED = "the firmware talks nonsense"
+    STUCK = "the kernel driver does not come back"
+    FAILED = "the kernel driver fails"
+    LOST = "the kernel driver has lost the chip"
+    DENIED = "we may not ask"
+
+
+def vitals(board: Board, pulse: Pulse = Pulse.WELL, *, at: float) -> Vitals:
+    """Read what the kernel tells of a board, at this time."""
+    if pulse in {Pulse.BLIND, Pulse.STUCK}:
+        return Vitals(at=at, hung=pulse is Pulse.STUCK)
+    link = board.link
+    if pulse is Pulse.NARROW and link is not None:
+        link = replace(link, width=1)
+    is_dead, is_loose = pulse is Pulse.DEAD, pulse is Pulse.LOOSE
+    return Vitals(
+        at=at,
+        config_vendor=0xFFFF if is_dead else HAILO_VENDOR,
+        driver=None if is_loose else "hailo",
+        driver_known=True,
+        enabled=pulse is not Pulse.RESET,
+        link=None if is_dead else link,
+        power_state="D0" if pulse is Pulse.USED else "D3hot",
+        power_managed=True,
+        aer=Aer(correctable=int(at), nonfatal=int(at), fatal=0) if pulse is Pulse.NOISY else Aer(),
+    )
+
+
+_FIRMWARE = Firmware(
+    version="4.23.0", architecture=Architecture.HAILO_8, board_name="Hailo-8", serial="1"
+)
+_FIRMWARE_OF = {
+    Answer.LESSER: replace(_FIRMWARE, architecture=Architecture.HAILO_8L, board_name="Hailo-8L"),
+    Answer.REDUCED: replace(_FIRMWARE, product_name="HAILO-8R AI ACCELERATOR M.2"),
+}
+_CELSIUS_OF = {Answer.WARM: 100.0, Answer.HOT: 115.0}
+_TROUBLE_OF = {
+    Answer.SILENT: Trouble.TIMED_OUT,
+    Answer.GARBLED: Trouble.GARBAGE,
+    Answer.STUCK: Trouble.HUNG,
+    Answer.FAILED: Trouble.FAILED,
+    Answer.LOST: Trouble.LOST,
+    Answer.DENIED: Trouble.DENIED,
+}
+
+
+def chip(answer: Answer = Answer.WELL, *, at: float) -> Chip:
+    """Ask the driver and the firmware of a Hailo-8, at this time."""
+    if answer in _TROUBLE_OF:
+        return Chip(at=at, trouble=_TROUBLE_OF[answer])
+    properties = Properties(board_type=BoardType.HAILO_8, firmware_loaded=answer is not Answer.BARE)
+    if answer is Answer.BARE:
+        return Chip(at=at, driver="4.23.0", properties=properties)
+    celsius = _CELSIUS_OF.get(answer, 50.0)
+    return Chip(
+        at=at,
+        driver="4.23.0",
+        properties=properties,
+        firmware=_FIRMWARE_OF.get(answer, _FIRMWARE),
+        temperatures=Temperatures(ts0_celsius=celsius, ts1_celsius=celsius - 1.0),
+        seconds=2.0 if answer is Answer.SLOW else 0.03,
+    )
+
+
+def heard(*codes: FaultCode, at: float) -> Evidence:
+    """Hear this, and nothing else, from the firmware until this time."""
+    return Evidence(
+        sensor=Sensor.NOTIFICATION,
+        at=at,
+        faults=tuple(
+            Fault(code=code, subject="x", message=code.value, remedy="") for code in codes
+        ),
+    )
+
+
+def read(look: Observation, readings: Mapping[DeviceId, Readings]) -> Observation:
+    """Look, and have these readings beside."""
+    return replace(look, readings=readings)
+
+
+def set_aside(*device_ids: DeviceId) -> Cordons:
+    """Cordon these devices, and no others."""
+    return Cordons(
+        entries=tuple(
+            Cordon(device_id=device_id, reason="it squeaks", since="2026-11-22T18:30:00Z")
+            for device_id in sorted(device_ids)
+        )
+    )
+
+
 PATIENCE = Patience(recovery_seconds=5.0, flap_window_seconds=60.0)
 POLICY = Policy(
-    patience=PATIENCE,
+    standards=Standards(patience=PATIENCE),
     tombstone_seconds=600.0,
     spec_path="/var/run/cdi/hailo.ai-npu.json",
     resources=frozenset({RESOURCE, OTHER_RESOURCE}),
@@ -431,14 +568,18 @@ PAUSES = (0.0, 0.01, 0.5, 2.0, 4.99, 5.0, 9.0, 10.0, 11.0, 61.0, 700.0)
 def policies() -> st.SearchStrategy[Policy]:
     """What operators may want of devices."""
     patterns = st.sampled_from(
-        [(), ("pci-0000-01-*",), ("hailo-10h",), ("1e60:43a2",), ("0000:02*",)]
+        [(), ("pci-0000-01-*",), ("hailo-10h",), ("1e60:43a2",), ("0000:02*",), ("hailo-8l",)]
     )
     return st.builds(
         Policy,
-        patience=st.builds(
-            Patience,
-            recovery_seconds=st.sampled_from([0.0, 5.0, 100.0]),
-            flap_window_seconds=st.sampled_from([0.1, 60.0]),
+        standards=st.builds(
+            Standards,
+            patience=st.builds(
+                Patience,
+                recovery_seconds=st.sampled_from([0.0, 5.0, 100.0]),
+                flap_window_seconds=st.sampled_from([0.1, 60.0]),
+            ),
+            offers_unknown=st.booleans(),
         ),
         tombstone_seconds=st.sampled_from([0.0, 10.0, 600.0]),
         spec_path=st.just(POLICY.spec_path),
@@ -542,6 +683,56 @@ def histories(
             )
         )
         at += draw(_PAUSES)
+    return history
+
+
+_PULSES = st.sampled_from((*[None] * 4, *[Pulse.WELL] * 4, *Pulse))
+_ANSWERS = st.sampled_from((*[None] * 6, *[Answer.WELL] * 4, *Answer))
+_HEARD = st.sampled_from(
+    (
+        *[None] * 9,
+        (),
+        (FaultCode.NOTIFIED_ECC,),
+        (FaultCode.NOTIFIED_DATAFLOW,),
+        (FaultCode.NOTIFIED_TEMPERATURE, FaultCode.NOTIFIED_CLOCK),
+    )
+)
+_AGES = st.sampled_from((0.0, 0.0, 0.5, 3.0, 12.0))
+"""How much older than the look a reading is; another one may have been newer."""
+
+_CORDONS = st.sampled_from(
+    (
+        *[None] * 8,
+        Cordons(),
+        *(set_aside(board.id) for board in BOARDS[:2]),
+        replace(set_aside(BOARDS[0].id), is_complete=False),
+    )
+)
+
+
+@st.composite
+def read_histories(
+    draw: st.DrawFn, ways: Sequence[How] = tuple(How), most: int = 4
+) -> list[Observation]:
+    """A history in which boards are read as well, now and then, and set aside.
+
+    What was read of a board stays until it is read again, as the sensors have it.
+    """
+    known: dict[DeviceId, Readings] = {}
+    cordons = Cordons()
+    history = []
+    for look in draw(histories(ways, most)):
+        for board in BOARDS:
+            before = known.get(board.id, Readings())
+            pulse, answer, news = draw(_PULSES), draw(_ANSWERS), draw(_HEARD)
+            at = look.at - draw(_AGES)
+            known[board.id] = Readings(
+                vitals=before.vitals if pulse is None else vitals(board, pulse, at=at),
+                chip=before.chip if answer is None else chip(answer, at=at),
+                others=before.others if news is None else (heard(*news, at=at),),
+            )
+        cordons = draw(_CORDONS) or cordons
+        history.append(replace(look, readings=dict(known), cordons=cordons))
     return history
 
 

@@ -16,9 +16,14 @@ class Doorbell:
         """Start silent."""
         self._ringing = asyncio.Event()
         self._reasons: dict[str, None] = {}
+        self._rung_at = 0.0
+        self.heard_since = 0.0
+        """When it was first rung for the reasons last heard, in seconds of the loop's clock."""
 
     def ring(self, reason: str) -> None:
         """Ask for a look. The set of reasons is small by nature: callers name kinds, not things."""
+        if not self._reasons:
+            self._rung_at = asyncio.get_running_loop().time()
         self._reasons[reason] = None
         self._ringing.set()
 
@@ -30,6 +35,7 @@ class Doorbell:
         except TimeoutError:
             return ()
         reasons = tuple(self._reasons)
+        self.heard_since = self._rung_at
         self._reasons.clear()
         self._ringing.clear()
         return reasons

@@ -1,4 +1,4 @@
-"""The verbs: `hailo-agent run | devices | cdi | doctor | simulate | config | --version`.
+"""The verbs: `hailo-agent run | devices | holders | explain | cordon | doctor | …`.
 
 The outermost room. It reads the command line, sets up logging, and turns errors into one line and
 an exit code; what a verb does stands in the module of its name.
@@ -83,6 +83,28 @@ def parser() -> argparse.ArgumentParser:
     devices.add_argument("--json", action="store_true", help="for programs")
     devices.add_argument("--watch", action="store_true", help="go on with each change, as it comes")
 
+    holders = _verb(verbs, "holders", _holders, "show which pod holds which device, and orphans")
+    holders.add_argument("--json", action="store_true", help="for programs")
+
+    explain = _verb(
+        verbs, "explain", _explain, "say why a pod has a device or none, or how a device is and why"
+    )
+    explain.add_argument(
+        "name",
+        metavar="NAME",
+        help="POD, NAMESPACE/POD, device id, PCI address, or path of a devnode",
+    )
+    explain.add_argument("--json", action="store_true", help="for programs")
+
+    cordon = _verb(
+        verbs, "cordon", _cordon, "set a device aside: no new pod gets it; alone, list those so set"
+    )
+    cordon.add_argument("id", nargs="?", metavar="ID", help="device id or PCI address")
+    cordon.add_argument("--reason", metavar="TEXT", help="why, for whoever asks: one line")
+    cordon.add_argument("--json", action="store_true", help="the list, for programs")
+    uncordon = _verb(verbs, "uncordon", _uncordon, "offer a device again that was set aside")
+    uncordon.add_argument("id", metavar="ID", help="device id or PCI address")
+
     cdi = verbs.add_parser("cdi", help="the specification that container runtimes read")
     kinds = cdi.add_subparsers(required=True, metavar="WHAT")
     generate = _verb(kinds, "generate", _cdi_generate, "write the spec of what is here now, once")
@@ -99,6 +121,23 @@ def parser() -> argparse.ArgumentParser:
         "--root", type=Path, default=Path("/"), metavar="DIR", help="where the host's / is mounted"
     )
     doctor.add_argument(
+        "--kernel-log",
+        type=Path,
+        default=Path("/dev/kmsg"),
+        metavar="FILE",
+        help="the kernel's log, or a file with the output of dmesg",
+    )
+
+    bundle = _verb(
+        verbs, "support-bundle", _support_bundle, "pack what helps others to help, and no secret"
+    )
+    bundle.add_argument(
+        "--output", type=Path, metavar="FILE", help="the archive to write; - is standard output"
+    )
+    bundle.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR", help="where the host's / is mounted"
+    )
+    bundle.add_argument(
         "--kernel-log",
         type=Path,
         default=Path("/dev/kmsg"),
@@ -149,6 +188,30 @@ def _devices(arguments: argparse.Namespace, loaded: Loaded) -> int:
     return devices(loaded.settings, as_json=arguments.json, follow=arguments.watch)
 
 
+def _holders(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.holders import holders
+
+    return holders(loaded.settings, as_json=arguments.json)
+
+
+def _explain(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.explain import explained
+
+    return explained(loaded.settings, arguments.name, as_json=arguments.json)
+
+
+def _cordon(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.cordon import cordon
+
+    return cordon(loaded.settings, arguments.id, reason=arguments.reason, as_json=arguments.json)
+
+
+def _uncordon(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.cordon import uncordon
+
+    return uncordon(loaded.settings, arguments.id)
+
+
 def _cdi_generate(arguments: argparse.Namespace, loaded: Loaded) -> int:
     from hailo_agent.cli.cdi import generate
 
@@ -187,6 +250,17 @@ def _doctor(arguments: argparse.Namespace, loaded: Loaded) -> int:
         root=arguments.root,
         kernel_log=arguments.kernel_log,
         as_json=arguments.json,
+    )
+
+
+def _support_bundle(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.support import support_bundle
+
+    return support_bundle(
+        loaded,
+        output=arguments.output,
+        root=arguments.root,
+        kernel_log=arguments.kernel_log,
     )
 
 

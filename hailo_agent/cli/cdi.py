@@ -23,7 +23,9 @@ def generate(settings: Settings, directory: Path) -> int:
         spec, numbers = await agent.look_for_spec(settings)
         store = SpecStore(directory=directory, search=())
         await store.replace(spec, numbers)
-        count = 0 if spec is None else len(spec.devices) - 1
+        if spec is None:
+            return f"{store.path}: not there, as no device is here; `hailo-agent doctor` says why"
+        count = len(spec.devices) - 1
         return f"{store.path}: {count} device{'' if count == 1 else 's'}"
 
     print(asyncio.run(write()))
@@ -44,7 +46,7 @@ def list_names(settings: Settings) -> int:
     """Print the qualified names of the spec on disk, one a line."""
     path = settings.runtime.cdi_dir / FILE_NAME
     if not path.exists():
-        remedy = "`hailo-agent cdi generate` writes one"
+        remedy = "`hailo-agent cdi generate` writes one if there is a device"
         print(f"hailo-agent: there is no spec at {path}; {remedy}", file=sys.stderr)
         return _EX_FAILED
     for name in _read(path).devices:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,26 +101,32 @@ def _show(inventory: agentapi.Inventory) -> None:
 
 def _console(width: int | None = None) -> Console:
     piped = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(width=width or piped, highlight=False)
+    # A height, which nothing here uses, or rich takes a dumb terminal to be 80 columns wide.
+    return Console(width=width or piped, height=25, highlight=False)
 
 
-def _table(found: Iterable[agentapi.Device]) -> Table:
+def _table(found: Sequence[agentapi.Device]) -> Table:
+    columns: dict[str, Callable[[agentapi.Device], str | Text]] = {
+        "ID": lambda device: device.id,
+        "MODEL": lambda device: device.model,
+        "NODE": lambda device: device.path or _UNKNOWN,
+        "NUMA": lambda device: _UNKNOWN if device.numa_node is None else str(device.numa_node),
+        "LINK": lambda device: _link(device.link),
+        "DRIVER": lambda device: (
+            " ".join(filter(None, (device.driver, device.driver_version))) or _UNKNOWN
+        ),
+        "TEMP": _temperature,
+        "RESOURCE": lambda device: device.resource,
+        "HELD BY": _holders,
+    }
+    if not any(device.vitals and device.vitals.temperatures_celsius for device in found):
+        del columns["TEMP"]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("ID", "MODEL", "NODE", "NUMA", "LINK", "DRIVER", "RESOURCE", "HELD BY"):
+    for heading in columns:
         table.add_column(heading, no_wrap=True)
     table.add_column("HEALTH", overflow="fold")
     for device in found:
-        table.add_row(
-            device.id,
-            device.model,
-            device.path or _UNKNOWN,
-            _UNKNOWN if device.numa_node is None else str(device.numa_node),
-            _link(device.link),
-            " ".join(filter(None, (device.driver, device.driver_version))) or _UNKNOWN,
-            device.resource,
-            _holders(device),
-            _health(device),
-        )
+        table.add_row(*(show(device) for show in columns.values()), _health(device))
     return table
 
 
@@ -148,14 +154,29 @@ def _holders(device: agentapi.Device) -> str:
     return {None: "?", True: "(a pod)", False: _UNKNOWN}[device.held]
 
 
+def _temperature(device: agentapi.Device) -> str:
+    found = [] if device.vitals is None else device.vitals.temperatures_celsius
+    return f"{max(found):.0f} °C" if found else _UNKNOWN
+
+
+_STYLES = {
+    agentapi.Health.HEALTHY: ("Healthy", "green"),
+    agentapi.Health.DEGRADED: ("Degraded", "yellow"),
+    agentapi.Health.UNKNOWN: ("Unknown", "yellow"),
+    agentapi.Health.UNHEALTHY: ("Unhealthy", "red"),
+}
+
+
 def _health(device: agentapi.Device) -> Text:
-    if device.health is agentapi.Health.HEALTHY:
-        return Text("Healthy", style="green")
-    return Text("Unhealthy: " + _reasons(device), style="red")
+    word, style = _STYLES.get(device.health, (str(device.health), ""))
+    return Text(f"{word}: {_reasons(device)}" if device.faults else word, style=style)
 
 
 def _reasons(device: agentapi.Device) -> str:
-    return "; ".join(fault.message for fault in device.faults)
+    return "; ".join(
+        fault.message + (f" ({fault.evidence})" if fault.evidence else "")
+        for fault in device.faults
+    )
 
 
 def _line(change: agentapi.Change) -> str:
@@ -165,8 +186,8 @@ def _line(change: agentapi.Change) -> str:
     if device is None:
         return "changed"
     if change.kind is agentapi.ChangeKind.HEALTH:
-        is_well = device.health is agentapi.Health.HEALTHY
-        return f"{device.id} {'is healthy' if is_well else f'is unhealthy: {_reasons(device)}'}"
+        word, _ = _STYLES.get(device.health, (str(device.health), ""))
+        return f"{device.id} is {word.lower()}" + (f": {_reasons(device)}" if device.faults else "")
     words: list[Any] = [device.id, _WORDS[change.kind]]
     if change.kind in {agentapi.ChangeKind.ADDED, agentapi.ChangeKind.MOVED}:
         words += ["at" if change.kind is agentapi.ChangeKind.ADDED else "to", device.path]

@@ -1,6 +1,7 @@
 """`hailo-agent doctor`: why this node does or does not work, on one screen.
 
-One line for each check where all is well; where not, below it why that matters and what to do.
+The worst first. One line for each check where all is well; where not, below it why that matters and
+what to do.
 Exit code 0 healthy, 1 degraded, 2 broken; what could not be looked at does not count.
 """
 
@@ -33,11 +34,11 @@ _STYLES = {
 }
 _MARK_WIDTH = len("degraded  ")
 _LABEL_WIDTH = len("why  ")
-_AS_FAR_AS_SEEN = "As far as could be seen, this node is healthy."
+_NO_DEVICE = "pci.none"
 _SUMS = {
     Verdict.OK: "This node is healthy.",
-    Verdict.DEGRADED: "This node works, but not as it could.",
-    Verdict.BROKEN: "Something on this node is broken.",
+    Verdict.DEGRADED: "This node works, but not as it could. Start at the top.",
+    Verdict.BROKEN: "Something on this node is broken. Start at the top.",
 }
 
 
@@ -53,11 +54,12 @@ def doctor(settings: Settings, *, root: Path, kernel_log: Path, as_json: bool) -
         }
         print(json.dumps(document, indent=2))
     else:
-        _show(findings, verdict)
+        show(findings)
     return _CODES[verdict]
 
 
-def _show(findings: Sequence[Finding], verdict: Verdict) -> None:
+def show(findings: Sequence[Finding]) -> None:
+    """Print findings as a person reads them, and what they amount to."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
     # The console only colours: it would pad what it wraps, and break paths at their slashes.
     console = Console(width=10 * width, highlight=False, soft_wrap=True)
@@ -70,8 +72,17 @@ def _show(findings: Sequence[Finding], verdict: Verdict) -> None:
     console.print()
     unseen = sum(finding.verdict is Verdict.UNSEEN for finding in findings)
     blind = f" {unseen} of {len(findings)} checks could not look." if unseen else ""
-    sum_ = _AS_FAR_AS_SEEN if blind and verdict is Verdict.OK else _SUMS[verdict]
-    console.print(Text(sum_, style=_STYLES[verdict]).append(blind, style="default"))
+    sum_ = Text(_sum(findings, is_blind=unseen > 0), style=_STYLES[worst(findings)])
+    console.print(sum_.append(blind, style="default"))
+
+
+def _sum(findings: Sequence[Finding], *, is_blind: bool) -> str:
+    verdict = worst(findings)
+    if verdict is not Verdict.OK:
+        return _SUMS[verdict]
+    if any(finding.check == _NO_DEVICE for finding in findings):
+        return "This node has no accelerator; nothing else is wrong with it."
+    return "As far as could be seen, this node is healthy." if is_blind else _SUMS[verdict]
 
 
 def _lines(finding: Finding, width: int) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from hailo_agent.core.device import ALL, Device, DeviceNumber
+from hailo_agent.core.health import FaultCode
 from hailo_agent.core.inventory import Inventory
 
 VENDOR: Final = "hailo.ai"
@@ -26,6 +27,10 @@ FILE_NAME: Final = f"{VENDOR}-{CLASS}.json"
 
 _TMPFS_OPTIONS = ("rw", "nosuid", "nodev", "noexec", "mode=0755", "size=1m")
 _BIND_OPTIONS = ("ro", "bind", "nosuid", "nodev", "noexec")
+
+MONITOR_IN_CONTAINER: Final = "/tmp/hmon_files"  # noqa: S108 - where HailoRT writes
+_MONITOR_SWITCH = "HAILO_MONITOR=1"
+_MONITOR_OPTIONS = ("rw", "bind", "nosuid", "nodev", "noexec")
 
 
 def qualified(name: str) -> str:
@@ -60,6 +65,7 @@ class Mount(_Document):
 class ContainerEdits(_Document):
     """What to change in a container."""
 
+    env: tuple[str, ...] | None = None
     device_nodes: tuple[DeviceNode, ...] | None = None
     mounts: tuple[Mount, ...] | None = None
 
@@ -105,6 +111,9 @@ class Place:
     sys: str = "/sys"
     links: str = "/run/hailo-agent/devices"
     """Directory of links named after device ids."""
+    monitor: str = ""
+    """Directory of directories named as the devices of the spec, for HailoRT to tell in what it
+    does; empty where nobody reads them."""
 
 
 def render(inventory: Inventory, place: Place) -> Spec | None:
@@ -118,16 +127,24 @@ def render(inventory: Inventory, place: Place) -> Spec | None:
         return None
     masks = tuple(_mask(name) for name in inventory.class_names)
     edits = {device.id: _edits(place, device) for device in devices}
-    offered = [edits[d.id] for d in devices if not d.denied] or list(edits.values())
+    offered = [edits[d.id] for d in devices if not _is_set_aside(d)] or list(edits.values())
     return Spec(
         cdi_version=_lowest_version(masks),
         kind=KIND,
         container_edits=ContainerEdits(mounts=masks) if masks else None,
         devices=(
-            SpecDevice(name=ALL, container_edits=_merged(offered)),
-            *(SpecDevice(name=name, container_edits=own) for name, own in edits.items()),
+            SpecDevice(name=ALL, container_edits=_monitored(_merged(offered), place, ALL)),
+            *(
+                SpecDevice(name=name, container_edits=_monitored(own, place, name))
+                for name, own in edits.items()
+            ),
         ),
     )
+
+
+def _is_set_aside(device: Device) -> bool:
+    """Whether an operator wants nobody new to have it; `all` is for whoever comes."""
+    return device.denied or any(fault.code is FaultCode.CORDONED for fault in device.faults)
 
 
 def numbers(inventory: Inventory) -> Mapping[str, DeviceNumber]:
@@ -171,6 +188,24 @@ def _merged(edits: Iterable[ContainerEdits]) -> ContainerEdits:
     return ContainerEdits(
         device_nodes=tuple(node for one in edits for node in one.device_nodes or ()),
         mounts=tuple(mount for one in edits for mount in one.mounts or ()),
+    )
+
+
+def _monitored(edits: ContainerEdits, place: Place, name: str) -> ContainerEdits:
+    """Have HailoRT write down what it does, in a directory that is this name's own.
+
+    Who is granted two names gets the directory of one of them: of mounts onto the same place the
+    last one wins.
+    """
+    if not place.monitor:
+        return edits
+    mount = Mount(
+        host_path=f"{place.monitor}/{name}",
+        container_path=MONITOR_IN_CONTAINER,
+        options=_MONITOR_OPTIONS,
+    )
+    return edits.model_copy(
+        update={"env": (_MONITOR_SWITCH,), "mounts": (*(edits.mounts or ()), mount)}
     )
 
 

@@ -62,16 +62,24 @@ def _of_device(old: Device, new: Device) -> Iterator[Change]:
     kinds = []
     if new.devnode is not None and old.devnode is not None and old.devnode != new.devnode:
         kinds.append(Kind.MOVED)
-    if new.health is not old.health or (
-        new.health is not Health.HEALTHY and new.faults != old.faults
-    ):
-        kinds.append(Kind.RECOVERED if new.health is Health.HEALTHY else Kind.FAULTED)
+    if new.health is not old.health or new.faults != old.faults:
+        kinds.append(_of_health(old, new))
     if bool(new.held) != bool(old.held):
         kinds.append(Kind.HELD if new.held else Kind.FREED)
     elif new.held and new.holders != old.holders:
         kinds.append(Kind.HELD)
     for kind in kinds or [Kind.UPDATED]:
         yield Change(kind=kind, device=new)
+
+
+def _of_health(old: Device, new: Device) -> Kind:
+    """Tell whether things got better: nothing new is wrong, and no verdict is worse."""
+    known = {(fault.code, fault.subject, fault.message) for fault in old.faults}
+    is_better = new.health.rank <= old.health.rank and all(
+        (fault.code, fault.subject, fault.message) in known for fault in new.faults
+    )
+    is_well = is_better and new.health is not Health.UNHEALTHY
+    return Kind.RECOVERED if is_well else Kind.FAULTED
 
 
 def _of_faults(before: Inventory, after: Inventory) -> Iterator[Change]:

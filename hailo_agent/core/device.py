@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
+from hailo_agent.core.chip import Architecture, Chip, Firmware
 from hailo_agent.core.health import Fault, Health, History
+from hailo_agent.core.vitals import Link, Vitals
 
 _DEVICE_ID = re.compile(
     r"pci-[0-9a-f]{4,8}-[0-9a-f]{2}-[0-9a-f]{2}-[0-7]|soc-[a-z0-9][a-z0-9-]{0,58}", re.ASCII
@@ -113,9 +115,11 @@ FAMILIES: tuple[Family, ...] = (
 
 
 class Model(StrEnum):
-    """What the PCI id tells. 8, 8R and 8L share one id: only the firmware knows them apart."""
+    """What it is. 8, 8R and 8L share one PCI id: only the firmware knows them apart."""
 
     HAILO_8 = "hailo-8"
+    HAILO_8L = "hailo-8l"
+    HAILO_8R = "hailo-8r"
     HAILO_10H = "hailo-10h"
     HAILO_12L = "hailo-12l"
     HAILO_15H = "hailo-15h"
@@ -145,14 +149,37 @@ class PciId:
         return f"{self.vendor:04x}:{self.device:04x}"
 
 
-def model_of(pci_id: PciId | None, accelerator_type: str | None = None) -> Model:
-    """Tell the model from what the kernel shows without opening the device; never guess."""
+FIRMWARE_MODELS = frozenset({Model.HAILO_8L, Model.HAILO_8R})
+"""What is known only once the firmware has been asked."""
+
+_ARCHITECTURES = {
+    Architecture.HAILO_8_A0: Model.HAILO_8,
+    Architecture.HAILO_8: Model.HAILO_8,
+    Architecture.HAILO_8L: Model.HAILO_8L,
+    Architecture.HAILO_15H: Model.HAILO_15H,
+    Architecture.HAILO_15L: Model.HAILO_15L,
+    Architecture.HAILO_12L: Model.HAILO_12L,
+}
+_8R = re.compile(r"hailo-?8r", re.IGNORECASE)
+
+
+def model_of(
+    pci_id: PciId | None, accelerator_type: str | None = None, firmware: Firmware | None = None
+) -> Model:
+    """Tell the model from the firmware if it has spoken, else from what the kernel shows.
+
+    Never guessed. An 8R says of itself that it is an 8; only its product name tells.
+    """
     if pci_id is None or pci_id.vendor != HAILO_VENDOR:
         return Model.UNKNOWN
     model = _MODELS.get(pci_id.device, Model.UNKNOWN)
     if model is Model.HAILO_10H and accelerator_type == NNC_ACCELERATOR:
         return Model.HAILO_15H  # the same PCI id, in its accelerator mode
-    return model
+    if firmware is None:
+        return model
+    model = _ARCHITECTURES.get(firmware.architecture, model)
+    names = f"{firmware.product_name} {firmware.board_name}"
+    return Model.HAILO_8R if model is Model.HAILO_8 and _8R.search(names) else model
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,21 +203,6 @@ class DeviceNumber:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_NUMBER))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """A PCIe link now and at best. Speed in GT/s per lane, width in lanes."""
-
-    speed_gts: float
-    width: int
-    max_speed_gts: float
-    max_width: int
-
-    @property
-    def is_degraded(self) -> bool:
-        """Whether the link runs below what the device itself could do."""
-        return self.speed_gts < self.max_speed_gts or self.width < self.max_width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +253,20 @@ class Device:
     link: Link | None = None
     driver: str | None = None
     driver_version: str | None = None
+    present_since: float = field(default=0.0, compare=False)
+    """Since when the machine has had it without a break; infinite while it has not.
+
+    What was read before may have been another card.
+    """
+    firmware: Firmware | None = None
+    """What the firmware says it is; None until it has been asked."""
+    vitals: Vitals | None = field(default=None, compare=False)
+    """The newest reading of what the kernel tells of it."""
+    chip: Chip | None = field(default=None, compare=False)
+    """The newest answer of driver and firmware."""
     health: Health = Health.HEALTHY
+    fit: bool = True
+    """Whether its health permits handing it out."""
     faults: tuple[Fault, ...] = ()
     held: bool | None = None
     """Whether a pod holds it; None while nobody can tell."""
@@ -255,7 +280,7 @@ class Device:
     @property
     def is_usable(self) -> bool:
         """Whether a container may be granted this device now."""
-        return self.health is Health.HEALTHY and self.devnode is not None and not self.denied
+        return self.fit and self.devnode is not None and not self.denied
 
 
 def is_device_id(text: str) -> bool:

@@ -6,11 +6,15 @@ result gives that result again. `reconcile` calls it once per pass and publishes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from hailo_agent.core.chip import Limits
+from hailo_agent.core.chip import evidence as chip_evidence
+from hailo_agent.core.cordon import evidence as cordoned
 from hailo_agent.core.device import (
     ALL,
     Device,
@@ -21,8 +25,18 @@ from hailo_agent.core.device import (
     PciAddress,
     model_of,
 )
-from hailo_agent.core.health import Fault, FaultCode, Health, Patience, judge
-from hailo_agent.core.observation import Holdings, NodeKind, Observation, Sighting
+from hailo_agent.core.health import (
+    Evidence,
+    Fault,
+    FaultCode,
+    Health,
+    Sensor,
+    Standards,
+    judge,
+)
+from hailo_agent.core.observation import Holdings, NodeKind, Observation, Readings, Sighting
+from hailo_agent.core.vitals import Vitals
+from hailo_agent.core.vitals import evidence as vitals_evidence
 
 FORGET_GRACE_SECONDS = 10.0
 """How much younger than a grant or a disappearance a list of holders must be to count as proof.
@@ -35,7 +49,8 @@ The kubelet shows a pod in pod-resources a moment after it has called Allocate, 
 class Policy:
     """What the operator decides about devices."""
 
-    patience: Patience
+    standards: Standards
+    limits: Limits = field(default_factory=Limits)
     tombstone_seconds: float
     """How long a gone device stays listed while nobody can tell whether a pod holds it."""
     spec_path: str = ""
@@ -87,7 +102,10 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
     for device_id in sorted({*known, *seen, *hands.ours(policy.resources)}):
         old = known.get(device_id)
         found = seen.get(device_id)
-        device = _describe(device_id, old, found, hands.resource(device_id, policy.resources))
+        present_since = _present_since(old, found, at)
+        readings = _since(present_since, observation.readings.get(device_id), old)
+        resource = hands.resource(device_id, policy.resources)
+        device = _describe(device_id, old, found, resource, readings)
         evidence = _evidence(device_id, old, found, at) or _held_elsewhere(
             device_id, hands.strangers(device_id, policy.resources)
         )
@@ -97,29 +115,41 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
         if old is None and evidence and not hands.held(device_id):
             faults += evidence  # never yet fit to be offered, so not yet a device
             continue
+        held = hands.held(device_id)
         verdict = judge(
             device_id,
-            _dated(evidence, old, at),
+            (
+                Evidence(sensor=Sensor.LOOK, at=at, faults=evidence),
+                *_read(device, readings, policy.limits),
+                cordoned(device_id, observation.cordons.get(device_id), at),
+            ),
             at=at,
             before=None if old is None else old.health,
             history=device.history,
-            patience=policy.patience,
+            standards=policy.standards,
+            in_use=held is True or _is_busy(readings),
+            present_since=present_since,
         )
         device = _with(
             device,
+            present_since=present_since,
+            vitals=_remembered(readings.vitals, device.vitals),
+            chip=readings.chip or device.chip,
             health=verdict.health,
+            fit=policy.standards.permits(verdict.health),
             faults=verdict.faults,
             history=verdict.history,
             denied=denied,
-            held=hands.held(device_id),
+            held=held,
             holders=hands.holders(device_id),
         )
         # An entry that fell silent may speak again: that is no reason to drop anything.
-        if found is None or (denied and found.device_id is not None):
-            gone_since = max((fault.since for fault in verdict.faults), default=at)
+        if found is None or (denied and _denied_afresh(device_id, found, policy)):
+            codes = {fault.code for fault in evidence}
+            gone_since = max((f.since for f in verdict.faults if f.code in codes), default=at)
             due_at = hands.forget_at(device_id, gone_since, policy.tombstone_seconds)
             if due_at is not None and at >= due_at:
-                faults += [] if found is None else verdict.faults
+                faults += [] if found is None else (_denied(device_id),)
                 continue
             reviews += [] if due_at is None else [due_at]
         devices.append(device)
@@ -145,6 +175,7 @@ def covered(inventory: Inventory, names: Container[str], reason: str) -> Invento
             else replace(
                 device,
                 health=Health.UNHEALTHY,
+                fit=False,
                 faults=(
                     Fault(
                         code=FaultCode.SPEC_UNWRITTEN,
@@ -279,14 +310,22 @@ def _is_sound(sighting: Sighting) -> bool:
 
 
 def _describe(
-    device_id: DeviceId, old: Device | None, found: Sighting | None, resource: str | None
+    device_id: DeviceId,
+    old: Device | None,
+    found: Sighting | None,
+    resource: str | None,
+    readings: Readings,
 ) -> Device:
     """Say what and where the device is; what cannot be seen now stays as it was known."""
     device = old or Device(id=device_id)
+    if found is None or _is_another(old, found):
+        device = _with(device, firmware=None, vitals=None, chip=None)
     if found is not None and found.function is not None:
         function = found.function
         pci_id = function.pci_id or device.pci_id
-        model = model_of(pci_id, found.accelerator_type)
+        told = None if readings.chip is None else readings.chip.firmware
+        firmware = told or device.firmware
+        model = model_of(pci_id, found.accelerator_type, firmware)
         if found.faults and pci_id == device.pci_id:
             model = device.model  # what tells the models apart may be what could not be read
         device = _with(
@@ -294,7 +333,8 @@ def _describe(
             model=model,
             pci_id=pci_id,
             topology=function.topology,
-            link=function.link,
+            link=(readings.vitals and readings.vitals.link) or function.link,
+            firmware=firmware,
             driver=function.driver,
             driver_version=function.driver_version,
         )
@@ -348,6 +388,67 @@ def _devnode(old: Devnode | None, found: Sighting) -> Devnode | None:
         is_sound=is_told and found.node is NodeKind.CHARACTER and found.node_number == number,
     )
     return old if old == devnode and old.is_sound == devnode.is_sound else devnode
+
+
+def _denied_afresh(device_id: DeviceId, found: Sighting, policy: Policy) -> bool:
+    """Whether a board would be denied if it were new.
+
+    If not, what denies it is what its firmware said, or something that cannot be read just now:
+    forgotten, it would come back as another device that is offered until it has been asked.
+    """
+    if found.device_id is None:
+        return False
+    return policy.denies(_describe(device_id, None, found, None, Readings()))
+
+
+def _present_since(old: Device | None, found: Sighting | None, at: float) -> float:
+    if found is None:
+        return math.inf
+    is_new = old is None or old.present_since == math.inf or _is_another(old, found)
+    return at if is_new or old is None else old.present_since
+
+
+def _is_another(old: Device | None, found: Sighting) -> bool:
+    """Whether another card is in the slot, though nobody saw the first one go."""
+    seen = None if found.function is None else found.function.pci_id
+    known = None if old is None else old.pci_id
+    return seen is not None and known is not None and seen != known
+
+
+def _since(at: float, readings: Readings | None, old: Device | None) -> Readings:
+    """Keep what is newest, and was read since then: another card may have been there before."""
+    if readings is None:
+        return Readings()
+    vitals, chip = readings.vitals, readings.chip
+    vitals_at = at if old is None or old.vitals is None else max(at, old.vitals.at)
+    chip_at = at if old is None or old.chip is None else max(at, old.chip.at)
+    return Readings(
+        vitals=None if vitals is None or vitals.at < vitals_at else vitals,
+        chip=None if chip is None or chip.at < chip_at else chip,
+        others=tuple(evidence for evidence in readings.others if evidence.at >= at),
+    )
+
+
+def _read(device: Device, readings: Readings, limits: Limits) -> Iterable[Evidence]:
+    """Weigh what is newer than what has been weighed already."""
+    now, before = readings.vitals, device.vitals
+    if now is not None and (before is None or now.at > before.at):
+        yield vitals_evidence(device.id, now, before)
+    chip = readings.chip
+    if chip is not None and (device.chip is None or chip.at > device.chip.at):
+        yield chip_evidence(device.id, chip, limits, driver_version=device.driver_version)
+    yield from readings.others
+
+
+def _remembered(now: Vitals | None, before: Vitals | None) -> Vitals | None:
+    """Keep the newest reading, and counts that it could not read: they tell what grows."""
+    if now is None or before is None:
+        return now or before
+    return replace(now, aer=before.aer) if now.aer is None and before.aer is not None else now
+
+
+def _is_busy(readings: Readings) -> bool:
+    return readings.vitals is not None and readings.vitals.is_in_use is True
 
 
 def _evidence(
@@ -535,10 +636,6 @@ def _conflicts(
                 f"CDI device {name} is defined in {path} and in {policy.spec_path}",
                 f"remove {path}, or the device from it; runtimes refuse a name defined twice",
             )
-
-
-def _dated(faults: tuple[Fault, ...], old: Device | None, at: float) -> tuple[Fault, ...]:
-    return _carried(faults, () if old is None else old.faults, at)
 
 
 def _carried(faults: Iterable[Fault], before: Iterable[Fault], at: float) -> tuple[Fault, ...]:

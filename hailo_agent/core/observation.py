@@ -6,22 +6,25 @@ Made by `host.scan` (and, for holdings, by the kubelet's pod-resources), weighed
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from hailo_agent.core.chip import Chip
+from hailo_agent.core.cordon import Cordons
 from hailo_agent.core.device import (
     DeviceId,
     DeviceNumber,
     Family,
     Holder,
     Identity,
-    Link,
     PciAddress,
     PciId,
     Topology,
     soc_device_id,
 )
-from hailo_agent.core.health import Fault
+from hailo_agent.core.health import Evidence, Fault
+from hailo_agent.core.vitals import Link, Vitals
 
 
 class NodeKind(StrEnum):
@@ -93,6 +96,16 @@ class Holdings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """The newest reading of each sensor that has looked at one device."""
+
+    vitals: Vitals | None = None
+    chip: Chip | None = None
+    others: tuple[Evidence, ...] = ()
+    """What further sensors have found out, weighed already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """Everything seen in one look, and in `faults` what could not be looked at."""
 
@@ -111,3 +124,6 @@ class Observation:
     """Devices of our kind that CDI files of others define, as (path, device name)."""
     granted_at: tuple[tuple[DeviceId, float], ...] = ()
     """What this process granted, and when; the kubelet's list may be older."""
+    readings: Mapping[DeviceId, Readings] = field(default_factory=dict)
+    cordons: Cordons = field(default_factory=Cordons)
+    """What an operator set aside."""

@@ -26,13 +26,13 @@ from hailo_agent.core.device import (
     DeviceNumber,
     Family,
     Identity,
-    Link,
     PciAddress,
     PciId,
     Topology,
 )
 from hailo_agent.core.health import Fault, FaultCode
 from hailo_agent.core.observation import NodeKind, Observation, PciFunction, Sighting
+from hailo_agent.core.vitals import Link
 from hailo_agent.errors import HostError
 
 T = TypeVar("T")
@@ -89,9 +89,8 @@ class Scanner:
     timeout_seconds: float
     """How long one step, which is the reading of one device, may take."""
     _hung: dict[Step, threading.Event] = field(default_factory=dict)
-    _threads: anyio.CapacityLimiter = field(
-        default_factory=lambda: anyio.CapacityLimiter(_MAX_HUNG_DEVICES)
-    )
+    # Of its own, so that looking never waits for the threads of others.
+    _threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
     _known: dict[str, tuple[object, PciFunction | None]] = field(default_factory=dict)
 
     async def look(self, at: float, *, thorough: bool) -> Observation:
@@ -106,6 +105,8 @@ class Scanner:
         """
         while True:
             self._hung = {step: over for step, over in self._hung.items() if not over.is_set()}
+            if len(self._hung) >= _MAX_HUNG_DEVICES:
+                raise HostError(f"{len(self._hung)} devices hang in {self.sys}", edge="host")
             look = _Look(hung=frozenset(self._hung), thorough=thorough)
             found = await self._within_reason(look, at)
             if found is not None:
@@ -182,7 +183,7 @@ class Scanner:
             found = os.stat(path)  # noqa: PTH116 - strings: this runs for a thousand devices
         except OSError:
             return None
-        driver = _try(os.readlink, f"{path}/driver")
+        driver = attempt(os.readlink, f"{path}/driver")
         now = (found.st_dev, found.st_ino, found.st_ctime_ns, driver)
         before, function = self._known.get(name, (None, None))
         if look.thorough or now != before:
@@ -265,7 +266,7 @@ class Scanner:
         number_text = attribute("dev")
         number = None if number_text is None else DeviceNumber.parse(number_text)
         if number_text is not None and number is None:
-            faults.append(_broken(subject, "dev", f"{_printable(number_text)} is no MAJOR:MINOR"))
+            faults.append(_broken(subject, "dev", f"{printable(number_text)} is no MAJOR:MINOR"))
         address = self._address(family, path, attribute)
         accelerator_type = attribute("accelerator_type")
         if number is None and not faults:
@@ -294,7 +295,7 @@ class Scanner:
         node, node_number = self._node(entry)
         base = f"{self.sys}/class/{family.class_name}"
         # A link is kept by sysfs itself: reading it asks no driver.
-        link = _try(os.readlink, f"{base}/{entry}") or entry
+        link = attempt(os.readlink, f"{base}/{entry}") or entry
         sysfs_path = os.path.normpath(f"{base}/{link}").removeprefix(str(self.sys))
         return Sighting(
             family=family,
@@ -343,10 +344,10 @@ class Scanner:
         """Look at one PCI function; None if it is not Hailo's, or says nothing sensible."""
         address = PciAddress.parse(name)
         path = f"{self.sys}/bus/pci/devices/{name}"
-        vendor = _hexadecimal(_try(read_attribute, f"{path}/vendor"))
+        vendor = _hexadecimal(attempt(read_attribute, f"{path}/vendor"))
         if address is None or vendor != HAILO_VENDOR:
             return None
-        device = _hexadecimal(_try(read_attribute, f"{path}/device"))
+        device = _hexadecimal(attempt(read_attribute, f"{path}/device"))
         return self._facts(address, None if device is None else PciId(vendor, device), driver, look)
 
     def _facts(
@@ -357,11 +358,11 @@ class Scanner:
             address=address,
             pci_id=pci_id,
             topology=Topology(
-                numa_node=_numa_node(_try(read_attribute, f"{path}/numa_node")),
-                bridges=tuple(_bridges(_try(os.readlink, path) or "")),
+                numa_node=_numa_node(attempt(read_attribute, f"{path}/numa_node")),
+                bridges=tuple(_bridges(attempt(os.readlink, path) or "")),
             ),
-            link=_link(path),
-            driver=None if driver is None else _printable(_last(driver)),
+            link=read_link(path),
+            driver=None if driver is None else printable(_last(driver)),
             driver_version=None if driver is None else self._version(path, look.versions),
         )
 
@@ -374,7 +375,7 @@ class Scanner:
         path = f"{self.sys}/bus/pci/devices/{address}"
         if not os.path.isdir(path):  # noqa: PTH112 - strings, as everywhere here
             return None
-        return self._facts(address, None, _try(os.readlink, f"{path}/driver"), look)
+        return self._facts(address, None, attempt(os.readlink, f"{path}/driver"), look)
 
     def _is_gone(self, address: PciAddress) -> bool:
         """Tell whether the bus can be looked at, and has nothing there."""
@@ -383,13 +384,13 @@ class Scanner:
 
     def _version(self, path: str, versions: dict[str, str | None]) -> str | None:
         """Read the version of the module behind a bound driver, once per look and module."""
-        module = _try(os.readlink, f"{path}/driver/module")
+        module = attempt(os.readlink, f"{path}/driver/module")
         if module is None:
             return None
         name = _last(module)
         if name not in versions:
-            version = _try(read_attribute, f"{self.sys}/module/{name}/version")
-            versions[name] = None if version is None else _printable(version)
+            version = attempt(read_attribute, f"{self.sys}/module/{name}/version")
+            versions[name] = None if version is None else printable(version)
         return versions[name]
 
 
@@ -421,7 +422,7 @@ def read_attribute(path: str) -> str:
         raise _Unreadable("is not UTF-8") from error
 
 
-def _try(read: Callable[[str], str], path: str) -> str | None:
+def attempt(read: Callable[[str], str], path: str) -> str | None:
     """Read what a device can do without: unknown is an answer here."""
     try:
         return read(path)
@@ -461,18 +462,28 @@ def _bridges(link: str) -> Iterator[str]:
             yield step
 
 
-def _link(path: str) -> Link | None:
-    """Read the PCIe link; None unless the kernel knows all of it (it says `Unknown` if not)."""
-    speeds = [_speed(_try(read_attribute, f"{path}/{n}_link_speed")) for n in ("current", "max")]
-    widths = [_width(_try(read_attribute, f"{path}/{n}_link_width")) for n in ("current", "max")]
-    if None in speeds or None in widths:
+def read_link(path: str) -> Link | None:
+    """Read a function's PCIe link; None unless the kernel knows all of it (it says `Unknown`).
+
+    At best it is as good as the worse of both ends: a slot with one lane is all there is.
+    """
+    now = _end(path, "current")
+    best = _end(path, "max")
+    if now is None or best is None:
         return None
+    port = _end(f"{path}/..", "max") or best  # the kernel follows the link before it goes up
     return Link(
-        speed_gts=speeds[0] or 0.0,
-        max_speed_gts=speeds[1] or 0.0,
-        width=widths[0] or 0,
-        max_width=widths[1] or 0,
+        speed_gts=now[0],
+        width=now[1],
+        max_speed_gts=min(best[0], port[0]),
+        max_width=min(best[1], port[1]),
     )
+
+
+def _end(path: str, when: str) -> tuple[float, int] | None:
+    speed = _speed(attempt(read_attribute, f"{path}/{when}_link_speed"))
+    width = _width(attempt(read_attribute, f"{path}/{when}_link_width"))
+    return None if speed is None or width is None else (speed, width)
 
 
 def _speed(text: str | None) -> float | None:
@@ -484,7 +495,7 @@ def _width(text: str | None) -> int | None:
     return int(text) if text is not None and re.fullmatch(r"[0-9]{1,3}", text) else None
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Make text from the machine fit to be shown: short, of one line, valid UTF-8."""
     clean = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in clean)[:128]
@@ -493,7 +504,7 @@ def _printable(text: str) -> str:
 def _broken(subject: str, attribute: str, why: str) -> Fault:
     return Fault(
         code=FaultCode.ENTRY_BROKEN,
-        subject=_printable(subject),
+        subject=printable(subject),
         message=f"attribute {attribute}: {why}",
         remedy="reload the driver; a library that scans this class would fail as well",
     )
@@ -502,7 +513,7 @@ def _broken(subject: str, attribute: str, why: str) -> Fault:
 def _incomplete(subject: str) -> Fault:
     return Fault(
         code=FaultCode.ENTRY_INCOMPLETE,
-        subject=_printable(subject),
+        subject=printable(subject),
         message="has no dev attribute",
         remedy="none if the driver is just loading; else reload the driver",
     )
@@ -511,7 +522,7 @@ def _incomplete(subject: str) -> Fault:
 def _vanished(class_name: str, entry: str) -> Fault:
     return Fault(
         code=FaultCode.ENTRY_VANISHED,
-        subject=_printable(f"{class_name}/{entry}"),
+        subject=printable(f"{class_name}/{entry}"),
         message="was listed but is not there any more",
         remedy="none: the next look will tell",
     )
@@ -528,7 +539,7 @@ def _strangers(class_name: str, entries: Sequence[str]) -> Iterator[Fault]:
     for subject, message in subjects:
         yield Fault(
             code=FaultCode.ENTRY_UNEXPECTED,
-            subject=_printable(subject),
+            subject=printable(subject),
             message=message,
             remedy="if it is a device of a newer driver, add its naming under host.families",
         )
@@ -546,7 +557,7 @@ def _unlistable(path: str, error: OSError) -> Fault:
 def _unresponsive(subject: str, seconds: float) -> Fault:
     return Fault(
         code=FaultCode.UNRESPONSIVE,
-        subject=_printable(subject),
+        subject=printable(subject),
         message=f"reading its attributes takes longer than {seconds:g} s",
         remedy="its kernel driver hangs: read the kernel log, then power-cycle the device",
     )

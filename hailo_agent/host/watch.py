@@ -23,7 +23,7 @@ from hailo_agent.errors import HostError
 STEP_MILLISECONDS: Final = 10
 """watchfiles polls its own buffer this often: latency is one to two steps."""
 _DEBOUNCE_MILLISECONDS: Final = 50
-_RECHECK_SECONDS: Final = 2.0
+_RECHECK_SECONDS: Final = 1.0
 _SETTLED_SECONDS: Final = 0.1
 """What has not failed by now is listening: watchfiles does not say when it begins."""
 

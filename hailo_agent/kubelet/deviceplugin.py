@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from hailo_agent.aio.latest import Latest
+from hailo_agent.aio.tally import Tally
 from hailo_agent.core.cdi import Place
 from hailo_agent.core.device import DeviceId
 from hailo_agent.core.grant import Delivery, Grant, grant
@@ -41,6 +42,7 @@ class Terms:
     place: Place
     granted: Callable[[Iterable[DeviceId]], None]
     """Told of every grant, before the kubelet is."""
+    tally: Tally
 
 
 class DevicePlugin(deviceplugin.DevicePluginBase):
@@ -102,6 +104,7 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
                 rested_at = loop.time() + REST_SECONDS
             told = devices
             yield deviceplugin.ListAndWatchResponse(devices=devices)
+            self._terms.tally.count("lists", self._terms.resource)
             _log.info("list.sent", resource=self._terms.resource, list=_counts(devices))
 
     async def get_preferred_allocation(
@@ -138,6 +141,7 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
         try:
             grants = [self._grant(device_ids) for device_ids in asked]
         except Refusal as refusal:
+            self._terms.tally.count("refusals", self._terms.resource, type(refusal).__name__)
             _log.warning(
                 "allocation.refused",
                 resource=self._terms.resource,
@@ -150,12 +154,14 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
         response = deviceplugin.AllocateResponse(
             container_responses=[to_container(granted) for granted in grants]
         )
+        took = loop.time() - started_at
+        self._terms.tally.time("allocations", self._terms.resource, seconds=took)
         _log.info(
             "allocation.granted",
             resource=self._terms.resource,
             devices=[str(device_id) for device_id in granted],
             delivery=sorted(self._terms.delivery),
-            duration_ms=round(1000 * (loop.time() - started_at), 3),
+            duration_ms=round(1000 * took, 3),
         )
         return response
 

@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping
 
 from hailo_agent.core.device import DeviceId, Holder, Topology, is_device_id
 from hailo_agent.core.grant import Grant
+from hailo_agent.core.health import Health
 from hailo_agent.core.observation import Holding, Holdings
 from hailo_agent.core.offer import Offer
 from hailo_agent.wire import deviceplugin, podresources
 
 
 def to_devices(offered: Iterable[Offer]) -> list[deviceplugin.Device]:
-    """Say what is offered as the kubelet counts it."""
+    """Say what is offered as the kubelet counts it: it knows two words, and degraded is healthy."""
     return [
         deviceplugin.Device(
             id=offer.id,
-            health=offer.device.health.value,
+            health=(Health.HEALTHY if offer.device.fit else Health.UNHEALTHY).value,
             topology=to_topology(offer.device.topology),
         )
         for offer in offered

@@ -62,6 +62,7 @@ class Session:
     """Rung when something in the directory changed."""
     _home: Identity | None = None
     _complaint: str = ""
+    _is_serving: bool = False
 
     async def run(self, report: Callable[[str], None]) -> None:
         """Serve and register, again and again.
@@ -90,25 +91,42 @@ class Session:
                 _log.warning("plugin.lost", resource=self.terms.resource, reason=lost.reason)
             await self._pause(delay, kubelet)
 
+    async def check(self) -> None:
+        """Call ourselves as the kubelet would, if we serve.
+
+        Raises:
+            EdgeError: there is no answer.
+        """
+        if self._is_serving:
+            await self._call_self(self.directory / endpoint_name(self.terms.resource))
+
     async def _once(self, kubelet: Identity, report: Callable[[str], None]) -> _Lost:
         """Be registered once; returns why it is over, when every stream has ended."""
         await self.prepare()
         plugin = DevicePlugin(self.inventory, self.terms)
         path = self.directory / endpoint_name(self.terms.resource)
-        async with serving(path, [plugin], edge="kubelet") as endpoint:
+        async with serving(path, [plugin], edge="kubelet", timed=self._timed) as endpoint:
             await self._call_self(path)
-            await self._register(endpoint, kubelet)
-            report("")
-            self._complaint = ""
-            _log.info(
-                "plugin.registered", resource=self.terms.resource, endpoint={"path": str(path)}
-            )
-            lost = await self._until_lost(endpoint, kubelet)
-            plugin.close()
-            # Only when the kubelet has hung up has it done with the old stream. Were we to
-            # register before, the end of the old stream would disconnect the new one.
-            await endpoint.connections.all_closed(_HANG_UP_SECONDS)
+            self._is_serving = True
+            try:
+                await self._register(endpoint, kubelet)
+                report("")
+                self.terms.tally.count("registrations", self.terms.resource, "accepted")
+                self._complaint = ""
+                _log.info(
+                    "plugin.registered", resource=self.terms.resource, endpoint={"path": str(path)}
+                )
+                lost = await self._until_lost(endpoint, kubelet)
+                plugin.close()
+                # Only when the kubelet has hung up has it done with the old stream. Were we to
+                # register before, the end of the old stream would disconnect the new one.
+                await endpoint.connections.all_closed(_HANG_UP_SECONDS)
+            finally:
+                self._is_serving = False
         return lost
+
+    def _timed(self, method: str, status: str, seconds: float) -> None:
+        self.terms.tally.time("rpcs", method, status, seconds=seconds)
 
     async def _kubelet_present(self, report: Callable[[str], None]) -> Identity | None:
         """Wait for the kubelet's socket; None if the agent stops before it comes."""
@@ -133,10 +151,12 @@ class Session:
     def _complain(self, error: EdgeError, report: Callable[[str], None]) -> None:
         """Say what is wrong, once for as long as it stays the same."""
         report(str(error))
+        rejected = isinstance(error, RegistrationRejected)
+        outcome = "rejected" if rejected else "failed"
+        self.terms.tally.count("registrations", self.terms.resource, outcome)
         if str(error) == self._complaint:
             return
         self._complaint = str(error)
-        rejected = isinstance(error, RegistrationRejected)
         _log.warning(
             "plugin.rejected" if rejected else "plugin.unregistered",
             resource=self.terms.resource,

@@ -10,7 +10,7 @@ import errno
 import secrets
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from grpclib import const
     from grpclib.server import Stream
+
+Timed = Callable[[str, str, float], None]
+"""Told of each call that has ended: its method, its status and how many seconds it took."""
 
 _BACKLOG = 4096
 """As many as may connect at once; the kernel cuts it to net.core.somaxconn."""
@@ -126,6 +129,7 @@ async def serving(
     edge: str,
     mode: int = 0o600,
     grace_seconds: float = 1.0,
+    timed: Timed | None = None,
 ) -> AsyncIterator[Endpoint]:
     """Serve at `path` inside the block; what is visible there answers.
 
@@ -138,7 +142,7 @@ async def serving(
     connections = Connections()
     server = _Server(services, connections)
     calls = Calls()
-    listen(server, RecvRequest, partial(_intercept, calls))
+    listen(server, RecvRequest, partial(_intercept, calls, timed))
     with _bound(path, mode, edge) as (bound, identity):
         # Cancelled in the middle, asyncio would leave a closed socket among those it listens to.
         with anyio.CancelScope(shield=True):
@@ -226,7 +230,7 @@ class _Counted(H2Protocol):
         super().connection_lost(exc)
 
 
-async def _intercept(calls: Calls, event: RecvRequest) -> None:
+async def _intercept(calls: Calls, timed: Timed | None, event: RecvRequest) -> None:
     """Turn refusals into gRPC statuses, and write the one line of each call."""
     call, method = event.method_func, event.method_name
 
@@ -252,10 +256,13 @@ async def _intercept(calls: Calls, event: RecvRequest) -> None:
             raise
         finally:
             calls.running[method] -= 1
+            took = loop.time() - started_at
+            if timed is not None:
+                timed(method, status, took)
             _log.debug(
                 "rpc.answered",
                 rpc={"method": method, "status": status},
-                duration_ms=round(1000 * (loop.time() - started_at), 3),
+                duration_ms=round(1000 * took, 3),
             )
 
     event.method_func = answer

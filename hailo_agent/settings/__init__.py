@@ -10,10 +10,11 @@ receives the two or three values that it needs.
 from hailo_agent.settings.leaves import Leaf, add_flags, flags_from, leaves
 from hailo_agent.settings.load import Loaded, load
 from hailo_agent.settings.show import reference_table, show, show_json
-from hailo_agent.settings.tree import Family, Settings
+from hailo_agent.settings.tree import Family, FaultRule, Settings
 
 __all__ = [
     "Family",
+    "FaultRule",
     "Leaf",
     "Loaded",
     "Settings",

@@ -23,6 +23,10 @@ CONFIG_VARIABLE: Final = f"{ENV_PREFIX}CONFIG"
 """The variable that names the YAML file, where no flag does."""
 
 
+_UNITS: Final = ("seconds", "celsius", "share")
+"""What a number counts, where its key says so."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
     """One setting."""
@@ -85,7 +89,7 @@ def _leaf(key: str, field: FieldInfo) -> Leaf:
     kind = _kind(field.annotation)
     return Leaf(
         key=key,
-        type="seconds" if key.endswith("_seconds") else kind,
+        type=next((unit for unit in _UNITS if key.endswith(f"_{unit}")), kind),
         default=field.default,
         description=field.description or "",
     )

@@ -8,6 +8,7 @@ A validator raises `Wrong`, which carries the remedy beside the reason: `load` p
 value and its place in front of them.
 """
 
+import difflib
 import os
 import re
 import warnings
@@ -18,8 +19,11 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from hailo_agent.core.chip import Limits
 from hailo_agent.core.device import Model
+from hailo_agent.core.health import RULES
 from hailo_agent.core.offer import endpoint_name
+from hailo_agent.web.listen import parse_listen
 
 MODELS: Final = tuple(model.value for model in Model)
 """The models that `resource.names` may speak of."""
@@ -40,6 +44,8 @@ _QUALIFIED_LENGTH = 63
 _DEVNODE_LENGTH = 200
 _TEXT_LENGTH = 253
 _DAY: Final = 86_400.0
+_WEIGHED: Final = frozenset(code.value for code in RULES)
+_LIMITS: Final = Limits()
 
 
 class Wrong(ValueError):
@@ -141,6 +147,26 @@ def _model_or_pci_id(name: str) -> str:
     )
 
 
+def _listen_address(text: str) -> str:
+    if text:
+        try:
+            parse_listen(text)
+        except ValueError as error:
+            reason, _, remedy = str(error).rpartition("; ")
+            raise Wrong(f"cannot be listened at: {reason}", remedy=remedy) from error
+    return text
+
+
+def _weighed_fault(code: str) -> str:
+    if code in _WEIGHED:
+        return code
+    near = difflib.get_close_matches(code, _WEIGHED, n=1)
+    raise Wrong(
+        "is no fault that can be weighed otherwise",
+        remedy=f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(_WEIGHED))}",
+    )
+
+
 def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
     for position, value in enumerate(values):
         if value in values[:position]:
@@ -210,6 +236,8 @@ Directory = Annotated[Path, AfterValidator(_absolute)]
 Seconds = Annotated[float, Field(ge=0.01, allow_inf_nan=False)]
 Pattern = Annotated[str, Field(min_length=1, max_length=_TEXT_LENGTH), AfterValidator(_printable)]
 ResourceName = Annotated[str, AfterValidator(_resource_name)]
+FaultName = Annotated[str, AfterValidator(_weighed_fault)]
+Celsius = Annotated[float, Field(ge=-40, le=200, allow_inf_nan=False)]
 ModelOrPciId = Annotated[str, AfterValidator(_model_or_pci_id)]
 
 
@@ -243,6 +271,13 @@ class Host(Section):
         default=Path("/dev"), description="Directory of the devnodes, as this process sees it."
     )
     sys: Directory = Field(default=Path("/sys"), description="sysfs, as this process sees it.")
+    proc: Directory = Field(
+        default=Path("/proc"), description="procfs, as this process sees it, for meminfo."
+    )
+    cordon_file: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default=Path("/var/lib/hailo-agent/cordons.json"),
+        description="What an operator set aside on this node; written by `hailo-agent cordon`.",
+    )
     resync_seconds: Annotated[Seconds, Field(le=3600)] = Field(
         default=30.0,
         description="Look at the machine this often even if nothing is heard from the kernel.",
@@ -272,16 +307,38 @@ class Devices(Section):
         default=(),
         description=(
             "Offer only devices of which the id, the PCI address, the model or the PCI id"
-            " (1e60:2864) matches one of these shell patterns; empty means all."
+            " (1e60:2864) matches one of these shell patterns; empty means all. A model that only"
+            " the firmware tells (hailo-8l, hailo-8r) is hailo-8 here, for it is not asked before."
         ),
     )
     deny: tuple[Pattern, ...] = Field(
-        default=(), description="Never offer devices that match one of these; wins over allow."
+        default=(),
+        description=(
+            "Never offer devices that match one of these; wins over allow. hailo-8l and hailo-8r"
+            " take effect once the firmware has been asked."
+        ),
+    )
+
+
+class FaultRule(Section):
+    """What one kind of fault weighs; what is left out stays as it is by default."""
+
+    severity: Literal["info", "degraded", "unknown", "fatal"] | None = Field(
+        default=None, description="what it does to its device"
+    )
+    strikes: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None, description="how many readings in a row must show it"
+    )
+    patience_seconds: Annotated[float, Field(ge=0, le=_DAY, allow_inf_nan=False)] | None = Field(
+        default=None, description="how long it must have been there before it counts"
+    )
+    recovery_seconds: Annotated[float, Field(ge=0, le=_DAY, allow_inf_nan=False)] | None = Field(
+        default=None, description="how long it must be gone before it is forgotten"
     )
 
 
 class Health(Section):
-    """When a device that was faulty is trusted again."""
+    """What is asked of devices, what counts as ill, and when a device is trusted again."""
 
     recovery_seconds: Annotated[Seconds, Field(le=_DAY)] = Field(
         default=5.0,
@@ -289,6 +346,72 @@ class Health(Section):
     )
     flap_window_seconds: Annotated[Seconds, Field(le=_DAY)] = Field(
         default=60.0, description="A second fault within this time counts as repeatedly."
+    )
+    unknown: Literal["offered", "withheld"] = Field(
+        default="offered", description="What becomes of a device of which nobody knows how it is."
+    )
+    faults: Mapping[FaultName, FaultRule] = Field(
+        default={},
+        description=(
+            "Other rules for some faults, by code (link.degraded), each with severity (info,"
+            " degraded, unknown or fatal), strikes, patience_seconds or recovery_seconds."
+        ),
+    )
+    vitals_seconds: Annotated[Seconds, Field(le=3600)] = Field(
+        default=5.0,
+        description="How often the kernel is asked how each PCI function is; opens nothing.",
+    )
+    queries: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description=(
+            "Ask driver and firmware: auto where devnodes may be opened, on to be warned where they"
+            " may not."
+        ),
+    )
+    query_seconds: Annotated[Seconds, Field(le=_DAY)] = Field(
+        default=60.0, description="How often an idle device is asked."
+    )
+    query_in_use: bool = Field(
+        default=False, description="Ask devices that somebody uses as well; it wakes nothing."
+    )
+    query_timeout_seconds: Annotated[Seconds, Field(ge=1, le=60)] = Field(
+        default=5.0,
+        description="After this long without an answer, a device that is asked counts as hung.",
+    )
+    awake_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.01,
+        description=(
+            "The share of time that being asked may keep an idle chip awake; where"
+            " health.query_seconds would exceed it, devices are asked less often."
+        ),
+    )
+    slow_seconds: Annotated[Seconds, Field(le=60)] = Field(
+        default=0.5, description="An answer that takes longer is slow."
+    )
+    temperature_high_celsius: Celsius = Field(
+        default=_LIMITS.temperature_high_celsius,
+        description="A chip this hot is degraded, unless it has a threshold of its own.",
+    )
+    temperature_critical_celsius: Celsius = Field(
+        default=_LIMITS.temperature_critical_celsius,
+        description="A chip this hot is unhealthy, unless it has a threshold of its own.",
+    )
+    notifications: bool = Field(
+        default=False,
+        description=(
+            "Listen to what the firmware says by itself. Keeps the chip awake, and its kernel"
+            " module from being unloaded."
+        ),
+    )
+    notification_seconds: Annotated[Seconds, Field(le=_DAY)] = Field(
+        default=60.0, description="How long a fault that the firmware told of stays, in silence."
+    )
+    hailortcli: Annotated[str, Field(max_length=_TEXT_LENGTH), AfterValidator(_printable)] = Field(
+        default="hailortcli",
+        description=(
+            "Name or path of hailortcli, used as a cross-check where it is there and of the kernel"
+            " driver's version; empty means off."
+        ),
     )
 
 
@@ -396,6 +519,38 @@ class Subscribers(Section):
     )
 
 
+class Monitor(Section):
+    """What containers let the agent know of how they use their devices."""
+
+    enabled: bool = Field(
+        default=False,
+        description=(
+            "Have libhailort in containers write what it does into a directory of its device, and"
+            " read it; needs delivery by CDI."
+        ),
+    )
+    dir: Directory = Field(
+        default=Path("/run/hailo-agent/monitor"),
+        description="The directory of these directories, as this process sees it.",
+    )
+    host_dir: Directory = Field(
+        default=Path("/run/hailo-agent/monitor"),
+        description="monitor.dir as the container runtime sees it; it goes into the spec.",
+    )
+
+
+class Web(Section):
+    """Whoever speaks HTTP: Prometheus, probes, people. Nothing can be changed through it."""
+
+    listen: Annotated[str, Field(max_length=_TEXT_LENGTH), AfterValidator(_listen_address)] = Field(
+        default=":9808",
+        description="host:port, :port for all addresses, or unix:/path; empty means off.",
+    )
+    page: bool = Field(
+        default=False, description="Show devices, health and holders on a page for people at /."
+    )
+
+
 class Node(Section):
     """The Kubernetes node."""
 
@@ -430,6 +585,8 @@ class Settings(BaseSettings):
     kubelet: Kubelet = Kubelet()
     resource: Resource = Resource()
     subscribers: Subscribers = Subscribers()
+    monitor: Monitor = Monitor()
+    web: Web = Web()
     node: Node = Node()
     log: Log = Log()
 

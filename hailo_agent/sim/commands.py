@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from textwrap import fill
 from typing import Final, get_args
 
 from rich.table import Table
@@ -15,7 +16,7 @@ from rich.table import Table
 from hailo_agent.sim.cancel import heed_cancellation
 from hailo_agent.sim.generations import HAILO_8, HAILO_10H, HAILO_12L, HAILO_15L
 from hailo_agent.sim.kubelet import AdmissionFailed, Container, ContainerNotStarted
-from hailo_agent.sim.machine import Breakage, MachineError, slot_address
+from hailo_agent.sim.machine import Ailment, Breakage, MachineError, slot_address
 from hailo_agent.sim.node import Line
 from hailo_agent.sim.playground import Playground
 from hailo_agent.sim.runtime import ContainerNotCreated, ContainerNotRun
@@ -33,6 +34,7 @@ _LOG_LINES: Final = 10
 _OWN_COLUMNS: Final = frozenset({"@timestamp", "log.level", "message"})
 _STATIC: Final = frozenset({"service.name", "service.version", "k8s.node.name"})
 _MOST_SLOTS: Final = 255
+_HELP_WIDTH: Final = 80
 
 
 class CannotDo(Exception):
@@ -136,6 +138,18 @@ async def _mend(ground: Playground, words: Words) -> None:
     address = _address(ground, words[0])
     ground.node.machine.mend(address)
     ground.spoilt.discard(device_id(address))
+
+
+async def _ail(ground: Playground, words: Words) -> None:
+    address, name = _address(ground, words[0]), words[1].lower()
+    ailment = next((each for each in Ailment if each == name), None)
+    if ailment is None:
+        raise CannotDo(f"{name!r} is nothing that ails a device, only {', '.join(Ailment)}")
+    ground.node.machine.ail(address, ailment)
+
+
+async def _cure(ground: Playground, words: Words) -> None:
+    ground.node.machine.cure(_address(ground, words[0]))
 
 
 async def _swap(ground: Playground, words: Words) -> None:
@@ -279,9 +293,12 @@ async def _help(ground: Playground, _: Words) -> None:
     for name, command in COMMANDS.items():
         table.add_row(f"  {name} {command.arguments}", command.purpose)
     ground.terminal.show(table)
+    *others, last = Ailment
+    either = f"{', '.join(others)} or {last}"
     ground.terminal.say(
         "DEVICE is an address (0000:01:00.0, 01:00.0), id (pci-0000-01-00-0) or node (hailo0).\n"
-        f"HOW is {', '.join(_BREAKAGES)},\nor {', '.join(_LINKS)}."
+        f"HOW is {', '.join(_BREAKAGES)},\nor {', '.join(_LINKS)}.\n"
+        f"{fill(f'AILMENT is {either}.', _HELP_WIDTH, break_on_hyphens=False)}"
     )
 
 
@@ -301,6 +318,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
         arguments="DEVICE HOW", purpose="spoil its node or link", do=_break, least=2, most=2
     ),
     "mend": Command(arguments="DEVICE", purpose="undo that", do=_mend, least=1, most=1),
+    "ail": Command(
+        arguments="DEVICE AILMENT",
+        purpose="let something ail it, or its link",
+        do=_ail,
+        least=2,
+        most=2,
+    ),
+    "cure": Command(
+        arguments="DEVICE", purpose="let nothing ail it any more", do=_cure, least=1, most=1
+    ),
     "swap": Command(
         arguments="DEVICE DEVICE",
         purpose="let two of one driver change indices",

@@ -8,17 +8,24 @@ iterator that names each step when it is done; what is half-done can be seen, as
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, Literal
 
 from hailo_agent.sim.generations import Generation
 from hailo_agent.sim.pci import (
+    DEAD_CONFIG,
+    DEAD_LINK,
+    GEN1,
+    ErrorKind,
     Link,
+    aer_files,
     bridge_files,
     bridge_files_alike,
+    config_bytes,
     endpoint_files,
     endpoint_files_alike,
     uevent_bytes,
@@ -60,6 +67,37 @@ _POWER_FILES: Final = {
 }
 
 
+_CONTROLS: Final = dict.fromkeys(("bind", "new_id", "remove_id", "uevent", "unbind"), b"")
+
+
+class Ailment(StrEnum):
+    """What may ail a device, by the name that a user types."""
+
+    DEAD_LINK = "dead-link"  # it fell off the bus: registers read as ones
+    SLOW_LINK = "slow-link"
+    AER_CORRECTABLE = "aer-correctable"
+    AER_NONFATAL = "aer-nonfatal"
+    AER_FATAL = "aer-fatal"
+    DISABLED = "disabled"  # a reset is under way, or got stuck
+    FIRMWARE_LOST = "firmware-lost"  # a reset is over, and nobody loaded it again
+    # The rest is nothing that sysfs shows.
+    HUNG_CONTROL = "hung-control"
+    SLOW_CONTROL = "slow-control"
+    GARBAGE = "garbage"
+    HOT = "hot"
+    THROTTLING = "throttling"
+    REFUSING = "refusing"
+
+
+ERRORS: Final[Mapping[Ailment, ErrorKind]] = {
+    Ailment.AER_CORRECTABLE: "correctable",
+    Ailment.AER_NONFATAL: "nonfatal",
+    Ailment.AER_FATAL: "fatal",
+}
+ON_THE_BUS: Final = {*ERRORS, Ailment.DEAD_LINK, Ailment.SLOW_LINK, Ailment.DISABLED}
+"""What only a PCI function can have."""
+
+
 class MachineError(Exception):
     """The machine was asked for what a real one would refuse, or this host cannot simulate."""
 
@@ -74,6 +112,7 @@ class Module:
     owns_class: bool = False
     stuck: bool = False  # class_create() failed, and the board list's mutex stays locked for ever
     boards: dict[int, "Board"] = field(default_factory=dict)
+    orphans: int = 0  # file descriptors that outlived their board
 
     @property
     def bus(self) -> str:
@@ -98,7 +137,7 @@ class Module:
     @property
     def holders(self) -> int:
         """Count the open file descriptors: each takes a reference on the module."""
-        return sum(board.holders for board in self.boards.values())
+        return self.orphans + sum(board.holders for board in self.boards.values())
 
     def binds(self, function: "Function") -> bool:
         """Tell whether the function is in the driver's id table."""
@@ -116,8 +155,18 @@ class Function:
     path: str
     accelerator: int = 0
     firmware_ok: bool = True
+    link: Link = field(default_factory=Link)
+    slowed_to: tuple[str, int] = (GEN1, 1)  # speed and width, while the link is slow
+    errors: dict[ErrorKind, int] = field(default_factory=dict)
+    ailments: frozenset[Ailment] = frozenset()
     board: "Board | None" = None
+    usurper: str | None = None  # a driver that is not Hailo's
     amends: dict[str, Callable[[], None]] = field(default_factory=dict)  # how to undo each fault
+
+    @property
+    def has_firmware(self) -> bool:
+        """Whether the chip runs its firmware: the kernel driver loads it when it probes."""
+        return bool(self.board and self.firmware_ok) and Ailment.FIRMWARE_LOST not in self.ailments
 
 
 @dataclass(slots=True, kw_only=True)
@@ -203,7 +252,7 @@ class Kernel:
             self._add_soc()
         for address in self.functions if order is None else order:
             function = self.functions[address]
-            if function.board is None and module.binds(function):
+            if not (function.board or function.usurper) and module.binds(function):
                 exhaust(self.probe(function, module))
 
     def delete_module(self, module: Module) -> None:
@@ -233,8 +282,7 @@ class Kernel:
         if row.class_made == "at-init":
             self.sysfs.directory(module.class_path)
             module.owns_class = True
-        controls = dict.fromkeys(("bind", "new_id", "remove_id", "uevent", "unbind"), b"")
-        self.sysfs.build(module.driver_path, {}, alike=controls, links={"module": module.path})
+        self.sysfs.build(module.driver_path, {}, alike=_CONTROLS, links={"module": module.path})
         self.sysfs.directory(f"{module.path}/drivers")
         driver_link = f"{module.path}/drivers/{module.bus}:{row.kernel_driver}"
         self.sysfs.link(driver_link, module.driver_path)
@@ -248,7 +296,7 @@ class Kernel:
     # --- functions --------------------------------------------------------------------------------
 
     def add_function(
-        self, function: Function, bridges: Sequence[str], *, numa_node: int, link: Link
+        self, function: Function, bridges: Sequence[str], *, numa_node: int
     ) -> Iterator[Stage]:
         """Find a new function on the bus, and have it probed."""
         for depth in range(2, len(bridges) + 1):
@@ -258,7 +306,7 @@ class Kernel:
         self.sysfs.build(
             function.path,
             endpoint_files(function.address, function.pci_id),
-            alike=endpoint_files_alike(function.pci_id, numa_node, link),
+            alike=endpoint_files_alike(function.pci_id, numa_node, function.link),
             links={"subsystem": "bus/pci"},
         )
         self.sysfs.link(f"bus/pci/devices/{function.address}", function.path)
@@ -270,6 +318,7 @@ class Kernel:
         """Lose a function: pci_stop_dev(), then pci_destroy_dev()."""
         if function.board:
             yield from self.release(function.board)
+        self.relinquish(function)
         for module in self.modules.values():  # in case a probe was left half-way
             self._unlink_driver(function, module)
         self.sysfs.clear(function.path)
@@ -282,6 +331,7 @@ class Kernel:
 
     def attach(self, function: Function) -> Iterator[Stage]:
         """Look for a driver, asking them in the order of their registration."""
+        self.relinquish(function)
         for module in tuple(self.modules.values()):
             if module.binds(function):
                 yield from self.probe(function, module)
@@ -295,7 +345,8 @@ class Kernel:
         self.sysfs.link(f"{module.driver_path}/{_bus_name(function)}", function.path)
         self.sysfs.link(f"{function.path}/driver", module.driver_path)
         yield "driver"
-        if not function.firmware_ok and row.firmware == "mandatory":
+        is_dead = Ailment.DEAD_LINK in function.ailments
+        if is_dead or (not function.firmware_ok and row.firmware == "mandatory"):
             self._unlink_driver(function, module)
             return
         if not module.owns_class:
@@ -316,6 +367,7 @@ class Kernel:
             number=(module.major, index) if self.numbered else (0, 0),
         )
         module.boards[index] = function.board = board
+        function.ailments -= {Ailment.DISABLED, Ailment.FIRMWARE_LOST}
         if not row.integrated:
             self.sysfs.put(f"{function.path}/enable", b"1\n")
             self._set_power_state(board)
@@ -334,7 +386,7 @@ class Kernel:
         yield "driver"
         del module.boards[board.index]  # the index is free before the entry is gone
         function.board = None
-        self.count_holders(board, -board.holders)
+        module.orphans += board.holders
         yield from self._device_del(board)
         if module.generation.integrated:
             self.sysfs.raze(module.class_path)
@@ -347,13 +399,70 @@ class Kernel:
         self._announce_function("unbind", function)
 
     def count_holders(self, board: Board, change: int) -> None:
-        """Take note of an open() or close(): D0 from the first to the last, and D3hot otherwise."""
-        board.holders = max(0, board.holders + change)
+        """Take note of an open() or close(): D0 from the first to the last, and D3hot otherwise.
+
+        A descriptor that outlived its board is good for nothing, but the module stays in use.
+        """
         module = board.module
+        if board.function.board is board:
+            board.holders += change
+            if not module.generation.integrated:
+                self._set_power_state(board)
+        else:
+            module.orphans += change
         if self.modules.get(module.generation.name) is module:
             self.sysfs.put(f"{module.path}/refcnt", b"%d\n" % module.holders)
-        if board.function.board is board and not module.generation.integrated:
-            self._set_power_state(board)
+
+    def usurp(self, function: Function, kernel_driver: str) -> None:
+        """Give a function to another driver, as `driver_override` and a new probe would."""
+        if function.board:
+            exhaust(self.release(function.board))
+        self.relinquish(function)
+        path = f"bus/pci/drivers/{kernel_driver}"
+        if not self.sysfs.exists(path):
+            self.sysfs.build(path, {}, alike=_CONTROLS)
+        function.usurper = kernel_driver
+        self.sysfs.link(f"{path}/{function.address}", function.path)
+        self.sysfs.link(f"{function.path}/driver", path)
+        self._name_driver(function, kernel_driver)
+        self._announce_function("bind", function, kernel_driver)
+
+    def relinquish(self, function: Function) -> None:
+        """Have the other driver let go of a function, if one has it."""
+        if function.usurper is None:
+            return
+        self.sysfs.drop(f"bus/pci/drivers/{function.usurper}/{function.address}")
+        self.sysfs.drop(f"{function.path}/driver")
+        function.usurper = None
+        self._name_driver(function, None)
+        self._announce_function("unbind", function)
+
+    def _name_driver(self, function: Function, kernel_driver: str | None) -> None:
+        uevent = uevent_bytes(function.address, function.pci_id, kernel_driver)
+        self.sysfs.put(f"{function.path}/uevent", uevent)
+        override = f"{kernel_driver or '(null)'}\n".encode()
+        self.sysfs.put(f"{function.path}/driver_override", override)
+
+    def show(self, function: Function) -> None:
+        """Let sysfs show what ails a PCI function; what is right already is left alone."""
+        if function.address == SOC:
+            return
+        ailments = function.ailments
+        is_dead = Ailment.DEAD_LINK in ailments
+        is_enabled = function.board and Ailment.DISABLED not in ailments
+        speed, width = function.slowed_to
+        slow = replace(function.link, speed=speed, width=width)
+        link = slow if Ailment.SLOW_LINK in ailments else function.link
+        files = {
+            "config": DEAD_CONFIG if is_dead else config_bytes(function.pci_id),
+            "enable": b"1\n" if is_enabled else b"0\n",
+            **(DEAD_LINK if is_dead else link).attributes(),
+            **aer_files(function.errors),
+        }
+        for name, content in files.items():
+            path = f"{function.path}/{name}"
+            if not self.sysfs.exists(path) or self.sysfs.read(path) != content:
+                self.sysfs.put(path, content)
 
     def _add_bridge(self, path: str, numa_node: int) -> None:
         if self.sysfs.exists(path):

@@ -22,7 +22,10 @@ from typing import Literal
 
 from hailo_agent.sim.generations import GENERATIONS, HAILO_8, Generation, accelerator_type
 from hailo_agent.sim.kernel import (
+    ERRORS,
+    ON_THE_BUS,
     SOC,
+    Ailment,
     Board,
     Function,
     Kernel,
@@ -32,14 +35,16 @@ from hailo_agent.sim.kernel import (
     exhaust,
 )
 from hailo_agent.sim.litter import Litter, LitterKind
-from hailo_agent.sim.pci import DEAD_CONFIG, GEN1, Link, bridges_above, slot_address
+from hailo_agent.sim.pci import GEN1, ErrorKind, Link, bridges_above, slot_address
 from hailo_agent.sim.wedge import CannotWedge, Wedge, wedged
 
 __all__ = [
     "GENERATIONS",
     "SOC",
+    "Ailment",
     "Breakage",
     "CannotWedge",
+    "ErrorKind",
     "Generation",
     "Link",
     "LitterKind",
@@ -219,8 +224,9 @@ class Machine:
             path="/".join(("devices", *bridges, address)),
             accelerator=accelerator_type(pci_id) if accelerator is None else accelerator,
             firmware_ok=firmware_ok,
+            link=link,
         )
-        return self._kernel.add_function(function, bridges, numa_node=numa_node, link=link)
+        return self._kernel.add_function(function, bridges, numa_node=numa_node)
 
     def pull(self, address: str) -> None:
         """Take a PCI function out of its slot, asking nobody. From now on its index is free."""
@@ -253,16 +259,78 @@ class Machine:
         for board, other in zip(boards, reversed(boards), strict=True):
             exhaust(self._kernel.probe(board.function, board.module, index=other.index))
 
+    def usurp(self, address: str, kernel_driver: str = "vfio-pci") -> None:
+        """Let a driver that is not Hailo's have a function; `bind` gives it back."""
+        self._kernel.usurp(self._on_the_bus(address), kernel_driver)
+
+    def reset(self, address: str) -> None:
+        """Write to the function's `reset`: the chip forgets its firmware.
+
+        Kernel drivers load it again since 5.0.1, 5.0.0 and all before do not.
+        """
+        function = self._on_the_bus(address)
+        board = function.board
+        if board is None or _version(board.module.generation) < (5, 0, 1):
+            function.ailments |= {Ailment.FIRMWARE_LOST}
+        else:
+            function.ailments -= {Ailment.FIRMWARE_LOST}
+
     @contextmanager
     def hold(self, address: str) -> Iterator[None]:
-        """Be a process that has the devnode open: the chip is awake (D0), the module in use."""
+        """Be a process that has the devnode open: the chip is awake (D0), the module in use.
+
+        A board that is pulled meanwhile is gone, but the module stays in use until the block ends.
+        """
         board = self._board(address)
         self._kernel.count_holders(board, +1)
         try:
             yield
         finally:
-            if board.function.board is board:  # else it was pulled, and close() comes to nothing
-                self._kernel.count_holders(board, -1)
+            self._kernel.count_holders(board, -1)
+
+    # --- what ails a device -----------------------------------------------------------------------
+
+    def ail(self, address: str, ailment: Ailment) -> None:
+        """Let something ail a device until it is cured, or pulled.
+
+        Sysfs shows what the kernel would know of it; the rest is for who simulates the chip. Errors
+        happen once for each call, because a counter is all that is left of them.
+        """
+        if ailment in ERRORS:
+            self.count_errors(address, ERRORS[ailment])
+        function = self._on_the_bus(address) if ailment in ON_THE_BUS else self._function(address)
+        function.ailments |= {ailment}
+        self._kernel.show(function)
+
+    def cure(self, address: str) -> None:
+        """Let nothing ail a device any more. What errors there were stays counted."""
+        function = self._function(address)
+        function.ailments = frozenset()
+        function.slowed_to = (GEN1, 1)
+        self._kernel.show(function)
+
+    def ailments(self, address: str) -> frozenset[Ailment]:
+        """Tell what ails a device."""
+        return self._function(address).ailments
+
+    def firmware_loaded(self, address: str) -> bool:
+        """Tell whether the chip runs its firmware."""
+        return self._function(address).has_firmware
+
+    def count_errors(self, address: str, kind: ErrorKind, count: int = 1) -> None:
+        """Let errors happen on the PCIe link, for the kernel to count."""
+        function = self._on_the_bus(address)
+        function.errors[kind] = function.errors.get(kind, 0) + count
+        self._kernel.show(function)
+
+    def degrade_link(self, address: str, *, speed: str = GEN1, width: int = 1) -> None:
+        """Let the PCIe link come up slower than it could."""
+        self._on_the_bus(address).slowed_to = (speed, width)
+        self.ail(address, Ailment.SLOW_LINK)
+
+    def lose_link(self, address: str) -> None:
+        """Let the chip fall off the bus with nobody to notice: all stays, nothing answers."""
+        self.ail(address, Ailment.DEAD_LINK)
 
     # --- faults -----------------------------------------------------------------------------------
 
@@ -282,16 +350,6 @@ class Machine:
         else:
             self._spoil(board, how).rename(node)
 
-    def degrade_link(self, address: str, *, speed: str = GEN1, width: int = 1) -> None:
-        """Let the PCIe link come up slower than it could."""
-        self.set_attribute(address, "current_link_speed", f"{speed}\n".encode(), of="function")
-        self.set_attribute(address, "current_link_width", b"%d\n" % width, of="function")
-
-    def lose_link(self, address: str) -> None:
-        """Let the chip fall off the bus with nobody to notice: all stays, nothing answers."""
-        self.degrade_link(address, speed="Unknown", width=63)  # what a register of ones decodes to
-        self.set_attribute(address, "config", DEAD_CONFIG, of="function")
-
     def set_attribute(
         self,
         address: str,
@@ -309,21 +367,34 @@ class Machine:
         self._put_or_drop(path, content)
 
     def mend(self, address: str) -> None:
-        """Undo all that was broken, degraded or set at this address."""
+        """Undo all that was broken or set at this address, and cure what ails it."""
         function = self._function(address)
         while function.amends:
             function.amends.popitem()[1]()
+        self.cure(address)
 
     @contextmanager
-    def wedge(self, address: str, attribute: str | None = None) -> Iterator[Wedge]:
+    def wedge(
+        self,
+        address: str,
+        attribute: str | None = None,
+        *,
+        of: Literal["entry", "function"] = "entry",
+    ) -> Iterator[Wedge]:
         """Let open() of an attribute hang until the block is left, for all but the calling thread.
 
-        That is how a hung kernel driver looks. The attribute is the one with the address, unless
-        another is named. It takes CAP_SYS_ADMIN, and CannotWedge says so where it cannot be had.
+        That is how a hung kernel driver looks, or a function that is being reset. The attribute is
+        the one with the address, or `config` of the PCI function, unless another is named. It takes
+        CAP_SYS_ADMIN, and CannotWedge says so where it cannot be had.
         """
-        board = self._board(address)
-        name = attribute or board.module.generation.attributes[0][0]
-        with wedged(self.sys / board.path / name) as wedge:
+        if of == "function":
+            path = f"{self._on_the_bus(address).path}/{attribute or 'config'}"
+            sysfs = self._kernel.sysfs
+            sysfs.put(path, sysfs.read(path))  # other functions have a link to the same file
+        else:
+            board = self._board(address)
+            path = f"{board.path}/{attribute or board.module.generation.attributes[0][0]}"
+        with wedged(self.sys / path) as wedge:
             yield wedge
 
     def litter(self, kind: LitterKind, generation: str | None = None) -> Path:
@@ -355,6 +426,11 @@ class Machine:
             return self._kernel.functions[address]
         except KeyError:
             raise MachineError(f"there is nothing in slot {address}") from None
+
+    def _on_the_bus(self, address: str) -> Function:
+        if address == SOC:
+            raise MachineError("what is part of the SoC is not on the PCI bus")
+        return self._function(address)
 
     def _board(self, address: str) -> Board:
         board = self._function(address).board
@@ -399,6 +475,10 @@ class Machine:
             self._kernel.sysfs.drop(path)
         else:
             self._kernel.sysfs.put(path, content)
+
+
+def _version(row: Generation) -> tuple[int, ...]:
+    return tuple(int(part) for part in row.version.split("."))
 
 
 def _row(generation: str) -> Generation:

@@ -7,6 +7,7 @@ benchmarks and tests stand on this; production never imports it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 import orjson
 
+from hailo_agent.sim.ioctls import Chip, IoctlSupervisor, MachineDevices, under_supervision
 from hailo_agent.sim.kubelet import Kubelet
 from hailo_agent.sim.machine import Machine
 from hailo_agent.sim.runtime import Runtime
@@ -27,6 +29,8 @@ from hailo_agent.sim.runtime import Runtime
 RESOURCE: Final = "hailo.ai/npu"
 _LOG_LINES: Final = 100_000
 _STOP_SECONDS: Final = 10.0
+_AGAIN_SECONDS: Final = 0.2
+"""How soon a call that hangs notices that its chip is well again."""
 
 
 @asynccontextmanager
@@ -94,9 +98,10 @@ class AgentProcess:
         event: str,
         matches: Callable[[Mapping[str, Any]], object] = bool,
         *,
+        since: float = -math.inf,
         within: float = 10.0,
     ) -> Line:
-        """Wait for a log line of this event, one that was already written included.
+        """Wait for a log line of this event, one that was already written `since` then included.
 
         Raises:
             TimeoutError: it did not come; tells what did.
@@ -106,7 +111,7 @@ class AgentProcess:
                 seen = 0
                 while True:
                     for line in self.lines[seen:]:
-                        if line.event == event and matches(line.fields):
+                        if line.event == event and line.at >= since and matches(line.fields):
                             return line
                     seen = len(self.lines)
                     await self._moved.wait()
@@ -191,6 +196,8 @@ class Node:
     machine: Machine
     kubelet: Kubelet
     runtime: Runtime
+    ioctls: IoctlSupervisor | None = None
+    """Who answers for the chips, where there are any; knows all that was opened and asked."""
 
     @classmethod
     @asynccontextmanager
@@ -200,9 +207,14 @@ class Node:
         *,
         kubelet: bool = True,
         pod_resources: bool = True,
+        chips: Mapping[str, Chip] | Callable[[Machine], Mapping[str, Chip]] | None = None,
         **kubelet_options: Any,  # noqa: ANN401 - those of Kubelet
     ) -> AsyncIterator[Node]:
-        """Build a node below `root`: no driver loaded, nothing plugged in, the kubelet up."""
+        """Build a node below `root`: no driver loaded, nothing plugged in, the kubelet up.
+
+        With `chips`, by address, devnodes can be opened and asked, by whoever is started with
+        `prefix`; the mapping may change at any time. Without, each open() fails with ENXIO.
+        """
         cdi_dir = root / "cdi"
         cdi_dir.mkdir()
         (root / "run").mkdir()
@@ -216,10 +228,18 @@ class Node:
             stack.callback(machine.close)
             runtime = stack.enter_context(Runtime([cdi_dir], root=machine.root))
             runtime.attach()
+            supervisor = None
+            if chips is not None:
+                by_address = chips(machine) if callable(chips) else chips
+                devices = MachineDevices(machine, by_address)
+                supervisor = IoctlSupervisor(devices, again_seconds=_AGAIN_SECONDS)
+                stack.enter_context(supervisor.serving(root / "run" / "ioctls.sock"))
             if kubelet:
                 await manager.start()
             stack.push_async_callback(_stop, manager)
-            yield cls(root=root, machine=machine, kubelet=manager, runtime=runtime)
+            yield cls(
+                root=root, machine=machine, kubelet=manager, runtime=runtime, ioctls=supervisor
+            )
 
     @property
     def cdi_dir(self) -> Path:
@@ -241,6 +261,11 @@ class Node:
         """Where the agent tells subscribers of devices."""
         return self.root / "run" / "agent.sock"
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Name the command to start a process under, so that the chips answer it."""
+        return () if self.ioctls is None else under_supervision(self.root / "run" / "ioctls.sock")
+
     def flags(self) -> list[str]:
         """Name the paths of this node as the agent wants to hear them."""
         return [
@@ -252,6 +277,9 @@ class Node:
             f"--kubelet.plugin-dir={self.plugin_dir}",
             f"--kubelet.root={self.root / 'kubelet'}",
             f"--subscribers.socket={self.agent_socket}",
+            f"--web.listen=unix:{self.root}/run/web.sock",
+            f"--host.cordon-file={self.root / 'state' / 'cordons.json'}",
+            *(() if self.ioctls else ("--health.queries=off",)),  # nobody would answer
             "--log.format=json",
         ]
 
@@ -260,7 +288,7 @@ class Node:
         self, *flags: str, env: Mapping[str, str] | None = None
     ) -> AsyncIterator[AgentProcess]:
         """Run an agent on this node for the length of the block; later flags win."""
-        agent = await AgentProcess.start(*self.flags(), *flags, env=env)
+        agent = await AgentProcess.start(*self.flags(), *flags, env=env, prefix=self.prefix)
         try:
             yield agent
         finally:

@@ -5,8 +5,9 @@ drivers/pci/pci-sysfs.c for a PCIe endpoint with AER.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 GEN1: Final = "2.5 GT/s PCIe"
 GEN2: Final = "5.0 GT/s PCIe"
@@ -26,7 +27,6 @@ _CORRECTABLE: Final = [
     "NonFatalErr",
     "CorrIntErr",
     "HeaderOF",
-    "TOTAL_ERR_COR",
 ]
 _UNCORRECTABLE: Final = [
     "Undefined",
@@ -50,8 +50,25 @@ _UNCORRECTABLE: Final = [
 ]
 
 
-def _aer(names: list[str]) -> bytes:
-    return "".join(f"{name} 0\n" for name in names).encode()
+ErrorKind = Literal["correctable", "nonfatal", "fatal"]
+
+# The file of each kind: its counters, what its total is called, and the error that we let happen.
+_AER: Final[Mapping[ErrorKind, tuple[Sequence[str], str, str]]] = {
+    "correctable": (_CORRECTABLE, "TOTAL_ERR_COR", "BadTLP"),
+    "fatal": (_UNCORRECTABLE, "TOTAL_ERR_FATAL", "MalfTLP"),
+    "nonfatal": (_UNCORRECTABLE, "TOTAL_ERR_NONFATAL", "CmpltTO"),
+}
+
+
+def aer_files(errors: Mapping[ErrorKind, int]) -> dict[str, bytes]:
+    """Render the error counters as aer_dev_*_show() does: each error, then the total."""
+    return {f"aer_dev_{kind}": _aer(kind, errors.get(kind, 0)) for kind in get_args(ErrorKind)}
+
+
+def _aer(kind: ErrorKind, count: int) -> bytes:
+    names, total, happening = _AER[kind]
+    lines = [f"{name} {count if name == happening else 0}\n" for name in names]
+    return "".join([*lines, f"{total} {count}\n"]).encode()
 
 
 # Three memory BARs of 16K, 4K and 16K, 64-bit, so that every other line is empty.
@@ -69,9 +86,7 @@ _RESOURCE: Final = "".join(
 
 # The same for every function that has just been found on the bus.
 _COMMON: Final = {
-    "aer_dev_correctable": _aer(_CORRECTABLE),
-    "aer_dev_fatal": _aer([*_UNCORRECTABLE, "TOTAL_ERR_FATAL"]),
-    "aer_dev_nonfatal": _aer([*_UNCORRECTABLE, "TOTAL_ERR_NONFATAL"]),
+    **aer_files({}),
     "ari_enabled": b"0\n",
     "broken_parity_status": b"0\n",
     "consistent_dma_mask_bits": b"64\n",
@@ -116,8 +131,11 @@ class Link:
         }
 
 
-# All that reads of a function that no longer answers bring home.
+# All that reads of a function that no longer answers bring home, and what the kernel makes of link
+# registers full of ones (pcie_get_speed_cap() up to Linux 6.12; it remembers the speeds since).
+# Error counters are the kernel's own, and stay as they were.
 DEAD_CONFIG: Final = b"\xff" * 64
+DEAD_LINK: Final = Link(speed="Unknown", width=63, max_speed="64.0 GT/s PCIe", max_width=63)
 
 
 def split_address(address: str) -> tuple[str, int, int]:
@@ -176,7 +194,7 @@ def endpoint_files_alike(pci_id: str, numa_node: int, link: Link) -> dict[str, b
         "subsystem_device": f"0x{device}\n".encode(),
         "class": b"0x0b4000\n",
         "modalias": f"{_modalias(pci_id, 0x0B4000)}\n".encode(),
-        "config": _config(pci_id),
+        "config": config_bytes(pci_id),
         "numa_node": b"%d\n" % numa_node,
         **link.attributes(),
         **_COMMON,
@@ -207,7 +225,8 @@ def _modalias(pci_id: str, device_class: int) -> str:
     return f"pci:{ids}bc{base:02X}sc{sub:02X}i{interface:02X}"
 
 
-def _config(pci_id: str) -> bytes:
+def config_bytes(pci_id: str) -> bytes:
+    """Render the part of configuration space that everybody may read."""
     vendor, device = (int(part, 16).to_bytes(2, "little") for part in pci_id.split(":"))
     header = bytearray(64)
     header[0x00:0x04] = vendor + device

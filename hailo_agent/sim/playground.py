@@ -26,8 +26,10 @@ _PATIENCE_SECONDS: Final = 5.0
 _CALM_SECONDS: Final = 0.25
 _SETTLE_SECONDS: Final = 15.0
 _TICK_SECONDS: Final = 0.02
-_PASSING: Final = frozenset({"device.recovering", "device.denied"})
-"""Faults of a device with which nothing is wrong: time, or a setting."""
+_PASSING: Final = frozenset(
+    {"device.recovering", "device.denied", "aer.correctable", "aer.nonfatal", "aer.fatal"}
+)
+"""Faults that only time cures, or a setting."""
 _LINES: Final = 10_000
 _FOR_EVER: Final = 1e9
 
@@ -146,20 +148,23 @@ class Playground:
     def _agent_is_right(self) -> bool:
         """Whether the agent sees every device as the machine has it."""
         machine, devices = self.node.machine, self.follower.devices
-        entries = {device_id(address): entry for address, entry in machine.entries.items()}
-        gone = (device for name, device in devices.items() if name not in entries)
+        present = {device_id(address) for address in machine.entries}
+        gone = (device for name, device in devices.items() if name not in present)
         return (
             self.follower.answered
-            and all(self._is_right(name, entry) for name, entry in entries.items())
+            and all(self._is_right(address, entry) for address, entry in machine.entries.items())
             and all(device.health is not agentapi.Health.HEALTHY for device in gone)
         )
 
-    def _is_right(self, name: str, entry: str) -> bool:
+    def _is_right(self, address: str, entry: str) -> bool:
+        name = device_id(address)
         device = self.follower.devices.get(name)
         if name in self.spoilt:
             return device is None or device.health is not agentapi.Health.HEALTHY
         if device is None:  # denied, for instance
             return any(subject == name for _, subject in self.follower.faults)
+        if self.node.machine.ailments(address):
+            return device.index == entry  # what ails it takes its time to be told
         return device.index == entry and {fault.code for fault in device.faults} <= _PASSING
 
     def _kubelet_is_right(self) -> bool:

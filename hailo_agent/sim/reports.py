@@ -18,6 +18,7 @@ of them does show.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -54,11 +55,14 @@ class Scene:
     closing: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
-        """Build the machine, with nothing in it."""
+        """Build a host in good order: docker, the kernel's usual limits, and no accelerator."""
         self.machine = Machine(self.root / "machine")
         self.closing.callback(self.machine.close)
         self.host.mkdir()
         self.kernel_log.touch()
+        docker = {"features": {"cdi": True}, "cdi-spec-dirs": [str(self.cdi)]}
+        self.write("/etc/docker/daemon.json", json.dumps(docker))
+        self.write("/proc/sys/fs/inotify/max_user_instances", "128\n")
 
     @property
     def flags(self) -> list[str]:
@@ -141,12 +145,14 @@ class Scene:
         with closing(socket.socket(socket.AF_UNIX)) as listener:
             listener.bind(str(file))
 
-    def port(self, address: str, *, width: int) -> None:
-        """Let the port above a function have so many lanes."""
-        file = self.machine.function_directory(address).parent / "max_link_width"
-        built = file.with_name(".max_link_width")
-        built.write_text(f"{width}\n")
-        built.rename(file)
+    def port(self, address: str, *, width: int, speed: str = "") -> None:
+        """Let the port above a function have so many lanes, and be no faster than this."""
+        port = self.machine.function_directory(address).parent
+        for name, text in (("max_link_width", str(width)), ("max_link_speed", speed)):
+            if text:
+                built = port / f".{name}"
+                built.write_text(f"{text}\n")
+                built.rename(port / name)
 
     def _log(self, lines: tuple[str, ...]) -> None:
         with self.kernel_log.open("a") as log:
@@ -447,6 +453,7 @@ def hailo_mini_od_server_1_pages_of_16_kib(scene: Scene) -> None:
     scene.firmware()
     scene.machine.load("4.20")
     scene.machine.plug(PI_5, pci_id=HAILO_8, link=Link(speed=GEN2, width=1))
+    scene.port(PI_5, width=1, speed=GEN2)
     scene.would_say(
         f"[    3.437216] hailo {PI_5}: Probing on: 1e60:2864...",
         f"[    3.438853] hailo {PI_5}: Probing: Setting max_desc_page_size to 16384,"

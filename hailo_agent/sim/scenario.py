@@ -20,7 +20,7 @@ from hailo_agent.sim.cancel import heed_cancellation
 from hailo_agent.sim.container import Node as DeviceNode
 from hailo_agent.sim.generations import HAILO_8, HAILO_10H
 from hailo_agent.sim.kubelet import AdmissionFailed, Container, ContainerNotStarted, KubeletCrashed
-from hailo_agent.sim.machine import GENERATIONS, Machine, MachineError, slot_address
+from hailo_agent.sim.machine import GENERATIONS, Ailment, Machine, MachineError, slot_address
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node
 from hailo_agent.sim.runtime import ContainerNotCreated, ContainerNotRun, ContainerView
 from hailo_agent.subscribers import client
@@ -44,6 +44,8 @@ _ALLOCATE: Final = 1.0
 _CONTAINER: Final = 1.0
 _REGISTER: Final = 5.0
 _SPEC: Final = 5.0
+_FAULT: Final = 15.0
+_RECOVERY: Final = 45.0
 _STOP: Final = 5.0
 
 
@@ -147,6 +149,7 @@ class Story:
             "The kubelet restarts": self._the_kubelet_restarts,
             "The agent is killed, and returns": self._the_agent_is_killed,
             "Somebody deletes the CDI file": self._the_spec_is_deleted,
+            "A chip falls silent, and recovers": self._a_chip_falls_silent,
             "The agent is asked to stop": self._the_agent_is_stopped,
         }
 
@@ -271,6 +274,19 @@ class Story:
         await self._expect("it is back", restored, _SPEC, deleted_at)
         await self._expect_restart("the pod's container restarts")
 
+    async def _a_chip_falls_silent(self) -> None:
+        machine, ill = self._node.machine, device_id(FOURTH)
+        await self._rest()
+        machine.ail(FOURTH, Ailment.DEAD_LINK)
+        silent_at = self._now()
+        unhealthy = self._counts(5, 6, {ill: "Unhealthy"})
+        await self._expect("it is listed Unhealthy, alone", unhealthy, _FAULT, silent_at)
+        await self._expect("and it is said why", self._said_of(ill), _LIST)
+        machine.cure(FOURTH)
+        cured_at = self._now()
+        healthy = self._counts(6, 6, {ill: "Healthy"})
+        await self._expect("it is trusted again by itself", healthy, _RECOVERY, cured_at)
+
     async def _the_agent_is_stopped(self) -> None:
         agent = self.agent
         if agent is None:
@@ -308,6 +324,21 @@ class Story:
             words += [f"{name} {state}" for name, state in said.items()]
             ok = (seen.allocatable, seen.capacity) == (allocatable, capacity)
             return Sight(ok=ok and said == (health or {}), words=", ".join(words))
+
+        return look
+
+    def _said_of(self, name: str) -> Callable[[], Sight]:
+        """See what the agent's log says that is wrong with a device, and what to do about it."""
+
+        def look() -> Sight:
+            lines = [] if self.agent is None else self.agent.events("device.faulted")
+            said = [line.fields["device"] for line in lines]
+            told = [device["faults"] for device in said if device["id"] == name]
+            if not told or not told[-1]:
+                return Sight(ok=False, words="nothing")
+            fault = told[-1][0]
+            words = f"{fault['message']}: {fault['remedy']}"
+            return Sight(ok=bool(fault["message"] and fault["remedy"]), words=words)
 
         return look
 

@@ -126,8 +126,8 @@ def resource_line(kubelet: Kubelet) -> str:
 
 
 def health_word(device: agentapi.Device) -> str:
-    """Say the agent's verdict in the kubelet's words."""
-    return _SAYS.get(device.health, _NONE)
+    """Say what the agent lets the kubelet know of its verdict."""
+    return _SAYS[agentapi.Health.HEALTHY if device.fit else agentapi.Health.UNHEALTHY]
 
 
 def _listed(kubelet: Kubelet) -> Mapping[str, str]:

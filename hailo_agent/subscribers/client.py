@@ -28,6 +28,19 @@ async def get_inventory(socket: Path) -> agentapi.Inventory:
     return answer.inventory
 
 
+async def list_recent(socket: Path, subject: str) -> agentapi.ListRecentResponse:
+    """Ask a running agent what happened lately; to one subject, unless that is empty.
+
+    Raises:
+        EdgeError: no agent answers there, or one that is too old to know.
+    """
+    with translating("subscribers", f"asking the agent at {socket}"):
+        async with dialing(socket) as channel:
+            return await agentapi.DeviceEventsStub(channel).list_recent(
+                agentapi.ListRecentRequest(subject=subject), timeout=_TIMEOUT_SECONDS
+            )
+
+
 async def watch(socket: Path) -> AsyncGenerator[agentapi.WatchResponse, None]:
     """Follow a running agent; ends when the agent stops.
 

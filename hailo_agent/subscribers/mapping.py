@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from hailo_agent.aio.supervise import Status
 from hailo_agent.core.change import Change, Kind
-from hailo_agent.core.device import Device
+from hailo_agent.core.chip import Firmware
+from hailo_agent.core.chronicle import Chronicle
+from hailo_agent.core.device import Device, Holder
 from hailo_agent.core.health import Fault, Health
 from hailo_agent.core.inventory import Inventory
 from hailo_agent.core.offer import ResourceNames
@@ -15,6 +17,8 @@ from hailo_agent.wire import agentapi
 
 _HEALTH = {
     Health.HEALTHY: agentapi.Health.HEALTHY,
+    Health.DEGRADED: agentapi.Health.DEGRADED,
+    Health.UNKNOWN: agentapi.Health.UNKNOWN,
     Health.UNHEALTHY: agentapi.Health.UNHEALTHY,
 }
 
@@ -110,10 +114,70 @@ def to_device(device: Device, about: About) -> agentapi.Device:
         health=_HEALTH[device.health],
         faults=[to_fault(fault, about) for fault in device.faults],
         held=device.held,
-        holders=[
-            agentapi.Holder(namespace=h.namespace, pod=h.pod, container=h.container)
-            for h in device.holders
+        holders=[to_holder(holder) for holder in device.holders],
+        fit=device.fit,
+        firmware=None if device.firmware is None else to_firmware(device.firmware),
+        vitals=to_vitals(device, about),
+    )
+
+
+def to_holder(holder: Holder) -> agentapi.Holder:
+    """Name one container that holds a device."""
+    return agentapi.Holder(namespace=holder.namespace, pod=holder.pod, container=holder.container)
+
+
+def to_recent(chronicle: Chronicle, subject: str, about: About) -> agentapi.ListRecentResponse:
+    """Say what happened lately; to one subject, unless that is empty."""
+    return agentapi.ListRecentResponse(
+        changes=[
+            agentapi.RecentChange(
+                at_unix_seconds=about.epoch + entry.at,
+                kind=_KINDS[entry.kind],
+                subject=entry.subject,
+                words=entry.words,
+                codes=[code.value for code in entry.codes],
+                health=agentapi.Health.UNSPECIFIED
+                if entry.health is None
+                else _HEALTH[entry.health],
+                held=entry.held,
+                holders=[to_holder(holder) for holder in entry.holders],
+            )
+            for entry in chronicle.entries
+            if subject in {"", entry.subject}
         ],
+        forgotten=chronicle.forgotten,
+        instance=about.instance,
+    )
+
+
+def to_firmware(firmware: Firmware) -> agentapi.Firmware:
+    """Say what a chip's firmware says it is."""
+    return agentapi.Firmware(
+        version=firmware.version,
+        architecture=firmware.architecture.value,
+        board_name=firmware.board_name,
+        serial=firmware.serial,
+        part_number=firmware.part_number,
+        product_name=firmware.product_name,
+    )
+
+
+def to_vitals(device: Device, about: About) -> agentapi.Vitals | None:
+    """Say what was measured last; None if nothing was."""
+    vitals, chip = device.vitals, device.chip
+    temperatures = None if chip is None else chip.temperatures
+    if vitals is None and temperatures is None:
+        return None
+    return agentapi.Vitals(
+        at_unix_seconds=0.0 if vitals is None else about.epoch + vitals.at,
+        power_state="" if vitals is None else vitals.power_state or "",
+        in_use=None if vitals is None else vitals.is_in_use,
+        temperatures_celsius=[]
+        if temperatures is None
+        else [temperatures.ts0_celsius, temperatures.ts1_celsius],
+        temperatures_at_unix_seconds=0.0
+        if chip is None or temperatures is None
+        else about.epoch + chip.at,
     )
 
 
@@ -125,4 +189,6 @@ def to_fault(fault: Fault, about: About) -> agentapi.Fault:
         message=fault.message,
         remedy=fault.remedy,
         since_unix_seconds=about.epoch + fault.since,
+        severity=fault.severity.value,
+        evidence=fault.evidence,
     )

@@ -11,18 +11,26 @@ from collections.abc import AsyncIterator
 from hailo_agent.aio.latest import Latest
 from hailo_agent.aio.supervise import Roster
 from hailo_agent.core.change import changes
+from hailo_agent.core.chronicle import Chronicle
 from hailo_agent.core.inventory import Inventory
-from hailo_agent.subscribers.mapping import About, to_changes, to_inventory
+from hailo_agent.subscribers.mapping import About, to_changes, to_inventory, to_recent
 from hailo_agent.wire import agentapi
 
 
 class DeviceEvents(agentapi.DeviceEventsBase):
     """Serves `hailo.agent.v1.DeviceEvents`."""
 
-    def __init__(self, inventory: Latest[Inventory], roster: Roster, about: About) -> None:
+    def __init__(
+        self,
+        inventory: Latest[Inventory],
+        roster: Roster,
+        about: About,
+        chronicle: Latest[Chronicle] | None = None,
+    ) -> None:
         self._inventory = inventory
         self._roster = roster
         self._about = about
+        self._chronicle = chronicle or Latest(Chronicle())
         self._last: tuple[Inventory, Inventory, agentapi.WatchResponse | None] | None = None
 
     async def get_inventory(
@@ -30,7 +38,11 @@ class DeviceEvents(agentapi.DeviceEventsBase):
         message: agentapi.GetInventoryRequest,  # noqa: ARG002
     ) -> agentapi.GetInventoryResponse:
         """Tell the inventory of this moment."""
-        return agentapi.GetInventoryResponse(inventory=self._whole(self._inventory.value))
+        return agentapi.GetInventoryResponse(inventory=self.whole())
+
+    async def list_recent(self, message: agentapi.ListRecentRequest) -> agentapi.ListRecentResponse:
+        """Tell what happened lately."""
+        return to_recent(self._chronicle.value, message.subject, self._about)
 
     async def watch(
         self,
@@ -44,6 +56,10 @@ class DeviceEvents(agentapi.DeviceEventsBase):
             elif (response := self._difference(told, inventory)) is not None:
                 yield response
             told = inventory
+
+    def whole(self) -> agentapi.Inventory:
+        """Tell the inventory of this moment."""
+        return self._whole(self._inventory.value)
 
     def _whole(self, inventory: Inventory) -> agentapi.Inventory:
         parts = self._roster.statuses.value

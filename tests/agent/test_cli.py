@@ -5,7 +5,9 @@ import io
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -84,6 +86,7 @@ def places(machine: Machine, root: Path) -> list[str]:
     return [
         f"--host.dev={machine.dev}",
         f"--host.sys={machine.sys}",
+        f"--host.cordon-file={root / 'state' / 'cordons.json'}",
         f"--runtime.cdi-dir={root / 'cdi'}",
         f"--runtime.cdi-search-dirs={root / 'cdi'}",
         f"--runtime.links-dir={root / 'links'}",
@@ -115,12 +118,21 @@ def test_help_is_there_for_the_asking(
 
 def test_every_verb_is_in_the_help() -> None:
     said = hailo_agent("--help").stdout
-    for verb in ("run", "devices", "cdi", "doctor", "simulate", "config"):
+    for verb in (
+        "run",
+        "devices",
+        "cordon",
+        "uncordon",
+        "cdi",
+        "doctor",
+        "simulate",
+        "config",
+    ):
         assert f"\n    {verb} " in said
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["dance"], ["cdi"], ["cdi", "dance"], ["cdi", "validate"]]
+    "arguments", [[], ["dance"], ["cdi"], ["cdi", "dance"], ["cdi", "validate"], ["uncordon"]]
 )
 def test_what_is_no_verb_is_a_usage_error(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
@@ -381,6 +393,167 @@ async def test_watching_ends_quietly_with_an_interrupt() -> None:
         assert errors == b""
 
 
+# --- cordon -------------------------------------------------------------------------------------
+
+
+def test_a_device_is_cordoned_and_listed_and_offered_again(machine: Machine, root: Path) -> None:
+    at = places(machine, root)
+    done = here("cordon", FIRST, "--reason", "fan is loud", *at)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        f"{ONE} is cordoned: fan is loud\n"
+        "No new pod gets it. A pod that has it keeps it, also if its containers restart.\n"
+    )
+    heading, row = here("cordon", *at).stdout.splitlines()
+    assert heading.split() == ["ID", "SINCE", "REASON"]
+    device_id, since, reason = row.split(maxsplit=2)
+    assert (device_id, reason) == (ONE, "fan is loud")
+    assert since.endswith("Z")
+    lifted = here("uncordon", ONE, *at)
+    assert (lifted.returncode, lifted.stderr) == (0, "")
+    assert lifted.stdout == (
+        f"{ONE} is no longer cordoned. It was since {since}: fan is loud\n"
+        "Pods can get it again, unless something else is wrong with it.\n"
+    )
+    assert here("cordon", *at).stdout == "No device is cordoned.\n"
+
+
+def test_cordoning_as_a_process_of_its_own_needs_no_agent(machine: Machine, root: Path) -> None:
+    at = places(machine, root)
+    done = hailo_agent("cordon", TWO, "--reason=link is narrow", *at)
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = hailo_agent("cordon", "--json", *at)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    found = json.loads(listed.stdout)
+    assert found == json.loads((root / "state" / "cordons.json").read_text())
+    (entry,) = found["cordons"]
+    assert set(entry) == {"device", "reason", "since", "by"}
+    assert (entry["device"], entry["reason"], entry["by"]) == (TWO, "link is narrow", "cli")
+
+
+def test_doing_it_twice_is_no_failure_and_says_so(machine: Machine, root: Path) -> None:
+    at = places(machine, root)
+    here("cordon", ONE, "--reason=hot", *at)
+    again = here("cordon", ONE, "--reason=hot", *at)
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"{ONE} was cordoned already, since 20")
+    assert again.stdout.splitlines()[0].endswith("Z: hot")
+    other = here("cordon", ONE, "--reason=burnt", *at)
+    assert other.stdout.splitlines()[0].endswith("Z; the reason is now: burnt")
+    here("uncordon", ONE, *at)
+    done = here("uncordon", ONE, *at)
+    assert (done.returncode, done.stdout) == (0, f"{ONE} was not cordoned.\n")
+
+
+@pytest.mark.parametrize("verb", [["cordon", "--reason=hot"], ["uncordon"]])
+def test_a_device_that_is_not_here_is_taken_with_a_note(
+    machine: Machine, root: Path, verb: list[str]
+) -> None:
+    at = places(machine, root)
+    here("cordon", "0000:09:00.0", "--reason=to be pulled", *at)
+    done = here(*verb, "0000:09:00.0", *at)
+    assert done.returncode == 0
+    assert done.stdout.startswith("pci-0000-09-00-0 ")
+    assert done.stderr == (
+        "This machine has no pci-0000-09-00-0 now; `hailo-agent devices` lists what it has.\n"
+    )
+
+
+def test_a_board_without_a_driver_is_here_too(machine: Machine, root: Path) -> None:
+    done = here("cordon", THIRD, "--reason=waits for its driver", *places(machine, root))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_where_the_machine_cannot_be_looked_at_it_is_cordoned_all_the_same(root: Path) -> None:
+    machine = Machine(root / "machine")
+    at = [*places(machine, root), f"--host.sys={root}/nowhere"]
+    done = here("cordon", ONE, "--reason=hot", *at)
+    assert done.returncode == 0
+    assert len(done.stderr.splitlines()) == 1
+    assert ONE in here("cordon", *at).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["cordon", "hailo0", "--reason=hot"], ["'hailo0'", "0000:01:00.0", "hailo-agent devices"]),
+        (["uncordon", "0000:01:20.0"], ["'0000:01:20.0'", "pci-0000-01-00-0"]),
+        (["cordon", ONE], ["--reason is missing", "cordon ID --reason TEXT"]),
+        (["cordon", ONE, "--reason="], ["reason ''", "is empty"]),
+        (["cordon", ONE, "--reason=a\nb"], [r"'a\nb'", "printed"]),
+        (["cordon", ONE, f"--reason={'x' * 201}"], ["201 characters", "at most 200"]),
+        (["cordon", "--reason=hot"], ["without a device", "cordon ID"]),
+        (["cordon", ONE, "--reason=hot", "--json"], ["--json is for the list"]),
+    ],
+)
+def test_what_cannot_be_cordoned_is_refused_in_one_line_and_changes_nothing(
+    machine: Machine, root: Path, arguments: list[str], says: list[str]
+) -> None:
+    done = here(*arguments, *places(machine, root))
+    assert done.returncode == USAGE
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("hailo-agent: ")
+    for part in says:
+        assert part in line
+    assert done.stdout == ""
+    assert not (root / "state").exists()
+
+
+def test_a_word_too_many_is_refused(machine: Machine, root: Path) -> None:
+    done = here("cordon", ONE, TWO, "--reason=hot", *places(machine, root))
+    assert done.returncode == CONFIG
+    assert TWO in done.stderr
+    assert not (root / "state").exists()
+
+
+def test_a_broken_cordon_file_is_neither_changed_nor_taken_for_an_empty_one(
+    machine: Machine, root: Path
+) -> None:
+    at, path = places(machine, root), root / "state" / "cordons.json"
+    path.parent.mkdir()
+    path.write_text(f'{{"version": 1, "cordons": [{{"device": "{ONE}",')
+    for arguments in (["cordon", TWO, "--reason=hot"], ["uncordon", ONE], ["cordon"]):
+        done = here(*arguments, *at)
+        assert done.returncode == FAILED
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"hailo-agent: {path}: line 1 is not JSON")
+        assert "repair the file" in line
+    assert here("cordon", *at).stdout.splitlines()[1].split() == [ONE, "-", "-"]
+    assert path.read_text().endswith(",")
+
+
+def test_where_nobody_may_write_that_is_said_in_one_line(machine: Machine, root: Path) -> None:
+    (root / "file").touch()
+    at = [*places(machine, root), f"--host.cordon-file={root}/file/cordons.json"]
+    done = here("cordon", ONE, "--reason=hot", *at)
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    (line,) = done.stderr.splitlines()
+    assert f"{root}/file/cordons.json" in line
+    assert "host.cordon_file" in line
+
+
+def test_a_terminal_that_cannot_show_a_reason_shows_it_escaped(
+    machine: Machine, root: Path
+) -> None:
+    at, plain = places(machine, root), {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = hailo_agent("cordon", ONE, "--reason=zu heiß", *at, env=plain)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{ONE} is cordoned: zu hei\\xdf\n")
+    assert "zu heiß" in here("cordon", *at).stdout
+
+
+def test_the_how_to_shows_what_the_commands_print(machine: Machine, root: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "cordon-a-device.md"
+    pairs = re.findall(
+        r"^```\nhailo-agent (.+)\n```\n\n```text\n((?s:.+?))^```$", page.read_text(), re.MULTILINE
+    )
+    assert [shlex.split(typed)[0] for typed, _ in pairs] == ["cordon", "cordon", "uncordon"]
+    for typed, shown in pairs:
+        done = here(*shlex.split(typed), *places(machine, root))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.sub(r"20\d\d-\S+Z", "2026-11-22T18:30:00Z", done.stdout) == shown
+
+
 # --- cdi ----------------------------------------------------------------------------------------
 
 
@@ -411,7 +584,8 @@ def test_cdi_generate_writes_what_show_shows_and_removes_it_when_nothing_is_left
     for address in (FIRST, SECOND):
         machine.pull(address)
     again = hailo_agent("cdi", "generate", *places(machine, root))
-    assert (again.returncode, again.stdout) == (0, f"{path}: 0 devices\n")
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"{path}: not there, as no device is here")
     assert not path.exists()
 
 

@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hailo_agent.aio.latest import Latest
+from hailo_agent.aio.tally import Tally
 from hailo_agent.core.cdi import Place
 from hailo_agent.core.device import Device, DeviceId
 from hailo_agent.core.grant import Delivery
@@ -605,6 +606,7 @@ async def test_31_a_preference_that_fails_inside_is_the_first_ids_that_fit() -> 
         delivery=frozenset({Delivery.CRI}),
         place=Place(),
         granted=lambda _: None,
+        tally=Tally(),
     )
     servicer = DevicePlugin(Latest(Inventory(devices=(broken,))), terms)
     async with (

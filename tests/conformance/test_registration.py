@@ -25,6 +25,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hailo_agent.aio.latest import Latest
+from hailo_agent.aio.tally import Tally
 from hailo_agent.core.cdi import Place
 from hailo_agent.core.grant import Delivery
 from hailo_agent.core.inventory import Inventory
@@ -471,6 +472,7 @@ async def test_06_the_delay_between_tries_grows_with_jitter_to_30_seconds_at_mos
                 delivery=frozenset({Delivery.CRI}),
                 place=Place(dev="/dev", sys="/sys"),
                 granted=lambda _: None,
+                tally=Tally(),
             ),
             inventory=inventories,
             register_seconds=15.0,

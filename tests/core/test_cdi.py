@@ -35,6 +35,7 @@ from tests.strategies import (
     listed,
     reachable,
     seen,
+    set_aside,
 )
 
 BOARD, NEIGHBOUR, TENTH, _ = BOARDS
@@ -169,6 +170,13 @@ def test_all_stands_for_every_device_but_the_denied_ones() -> None:
     assert set(document.devices) == {BOARD.id, NEIGHBOUR.id, TENTH.id, "all"}
     paths = [node.path for node in document.devices["all"].device_nodes]
     assert paths == ["/dev/hailo1", "/dev/hailo2"]
+
+
+def test_all_leaves_out_what_is_cordoned_though_its_own_name_stays() -> None:
+    look = replace(seen(found(BOARD), found(NEIGHBOUR)), cordons=set_aside(BOARD.id))
+    document = rendered(after(look))
+    assert set(document.devices) == {BOARD.id, NEIGHBOUR.id, "all"}
+    assert [node.path for node in document.devices["all"].device_nodes] == ["/dev/hailo1"]
 
 
 def test_all_is_never_empty_for_readers_refuse_that() -> None:

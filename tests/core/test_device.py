@@ -12,7 +12,6 @@ from hailo_agent.core.device import (
     MAX_ID_LENGTH,
     DeviceNumber,
     Family,
-    Link,
     Model,
     PciAddress,
     PciId,
@@ -21,6 +20,7 @@ from hailo_agent.core.device import (
     soc_device_id,
 )
 from hailo_agent.core.observation import Sighting
+from hailo_agent.core.vitals import Link
 from tests.strategies import (
     BOARDS,
     CLASSIC,

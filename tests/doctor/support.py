@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import anyio
+import pytest
 
 from hailo_agent import agent, doctor
 from hailo_agent.core.device import ALL
@@ -97,6 +103,76 @@ async def a_kubelet(at: Scene) -> AsyncIterator[Kubelet]:
     async with Kubelet(plugins, pod_resources_dir=pod_resources) as kubelet:
         yield kubelet
         await asyncio.sleep(0.02)  # let it notice who has hung up, before its loop ends
+
+
+@asynccontextmanager
+async def an_agent(at: Scene) -> AsyncIterator[agent.Agent]:
+    """Run an agent in this process, with the scene's settings."""
+    running = agent.Agent(settings_of(at))
+    async with anyio.create_task_group() as group:
+        group.start_soon(running.start, group)
+        yield running
+        await running.stop()
+        group.cancel_scope.cancel()
+
+
+# --- as another user -----------------------------------------------------------------------------
+
+SECONDS: Final = 30
+_NOBODY: Final = 65534
+
+# Nobody may be kept from our interpreter, so it looks around once as root, and has all it needs.
+_BECOMING: Final = """
+import contextlib, ctypes, io, os, sys
+from hailo_agent import cli
+uid, exhaust, argv = int(sys.argv[1]), sys.argv[2] == "exhaust", sys.argv[3:]
+with contextlib.redirect_stdout(io.StringIO()):
+    cli._run(argv)
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(uid, uid, uid)
+while exhaust and ctypes.CDLL(None).inotify_init1(0) >= 0:
+    pass
+sys.exit(cli._run(argv))
+"""
+
+takes_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else takes root")
+
+
+def command(at: Scene, *more: str) -> list[str]:
+    """Spell the command that examines the scene."""
+    paths = [f"--root={at.host}", f"--kernel-log={at.kernel_log}"]
+    return [sys.executable, "-m", "hailo_agent", "doctor", *at.flags, *paths, *more]
+
+
+def examined_by(uid: int, at: Scene, *, exhaust: bool = False) -> tuple[Finding, ...]:
+    """Examine as another user, who may have used all inotify instances up."""
+    at.root.chmod(0o755)
+    how = "exhaust" if exhaust else "look"
+    done = subprocess.run(
+        [sys.executable, "-c", _BECOMING, str(uid), how, *command(at, "--json")[3:]],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.stderr == ""
+    document = json.loads(done.stdout)
+    findings = (
+        Finding(**{**finding, "verdict": Verdict(finding["verdict"])})
+        for finding in document["findings"]
+    )
+    told = tuple(findings)
+    assert document["verdict"] == worst(told)
+    return told
+
+
+def examined_by_nobody(at: Scene) -> tuple[Finding, ...]:
+    """Examine as an ordinary user."""
+    return examined_by(_NOBODY, at)
+
+
+# --- findings ------------------------------------------------------------------------------------
 
 
 def assert_complete(findings: Sequence[Finding]) -> None:

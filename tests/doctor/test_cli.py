@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,18 @@ from hailo_agent.core.diagnosis.finding import Finding, Verdict
 from hailo_agent.settings import Settings
 from hailo_agent.sim.generations import HAILO_8
 from hailo_agent.sim.reports import REPORTS, Scene
-from tests.doctor.support import scene, settings_of, write_spec
+from tests.doctor.support import (
+    SECONDS,
+    Told,
+    command,
+    examined_by,
+    examined_by_nobody,
+    scene,
+    settings_of,
+    takes_root,
+    write_spec,
+)
 
-NOBODY = 65534
-SECONDS = 30
 HEALTHY, DEGRADED, BROKEN = 0, 1, 2
 
 
@@ -30,11 +37,6 @@ HEALTHY, DEGRADED, BROKEN = 0, 1, 2
 def here() -> Iterator[Scene]:
     with scene() as built:
         yield built
-
-
-def command(at: Scene, *more: str) -> list[str]:
-    paths = [f"--root={at.host}", f"--kernel-log={at.kernel_log}"]
-    return [sys.executable, "-m", "hailo_agent", "doctor", *at.flags, *paths, *more]
 
 
 def run(at: Scene, *more: str, **how: Any) -> "subprocess.CompletedProcess[str]":  # noqa: ANN401
@@ -93,7 +95,8 @@ async def test_json_says_the_same_and_more(here: Scene) -> None:
         assert all(isinstance(value, str) for value in finding.values())
         assert finding["verdict"] in set(Verdict)
     checks = [finding["check"] for finding in document["findings"]]
-    assert checks.index("pci.function") < checks.index("device.link") < checks.index("cdi.spec")
+    assert checks[0] == "device.link"  # the worst
+    assert checks.index("pci.function") < checks.index("cdi.spec")
 
 
 def test_a_setting_that_is_none_is_told_before_anything_is_examined(here: Scene) -> None:
@@ -173,41 +176,17 @@ def test_how_many_checks_were_blind_is_said(
     assert shown(capsys, monkeypatch, fine)[-1] == "This node is healthy."
 
 
-# --- who cannot see everything -------------------------------------------------------------------
-
-
-# Nobody may be kept from our interpreter, so it looks around once as root, and has all it needs.
-BECOMING = """
-import contextlib, ctypes, io, os, sys
-from hailo_agent import cli
-uid, exhaust, argv = int(sys.argv[1]), sys.argv[2] == "exhaust", sys.argv[3:]
-with contextlib.redirect_stdout(io.StringIO()):
-    cli._run(argv)
-os.setgroups([])
-os.setresgid(65534, 65534, 65534)
-os.setresuid(uid, uid, uid)
-while exhaust and ctypes.CDLL(None).inotify_init1(0) >= 0:
-    pass
-sys.exit(cli._run(argv))
-"""
-takes_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else takes root")
-
-
-def run_as(uid: int, at: Scene, *, exhaust: bool = False) -> tuple[int, dict[str, dict[str, str]]]:
-    """Examine as another user; returns the exit code and the findings by check."""
-    at.root.chmod(0o755)
-    how = "exhaust" if exhaust else "look"
-    arguments = command(at, "--json")[3:]
-    done = subprocess.run(
-        [sys.executable, "-c", BECOMING, str(uid), how, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
+def test_a_node_without_an_accelerator_is_not_called_healthy(
+    here: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.doctor(settings_of(here), root=here.host, kernel_log=here.kernel_log, as_json=False)
+    assert code == HEALTHY
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "This node has no accelerator; nothing else is wrong with it."
     )
-    assert done.stderr == ""
-    findings = json.loads(done.stdout)["findings"]
-    return done.returncode, {finding["check"]: finding for finding in findings}
+
+
+# --- who cannot see everything -------------------------------------------------------------------
 
 
 @takes_root
@@ -218,24 +197,24 @@ async def test_nobody_gets_a_diagnosis_of_what_everybody_may_see(here: Scene) ->
     here.kubelet.chmod(0o750)
     here.write("/etc/containerd/config.toml", "version = 2")
     (here.host / "etc/containerd/config.toml").chmod(0o600)
-    code, findings = run_as(NOBODY, here)
-    assert code == DEGRADED  # for there is a kubelet, and no agent
-    assert findings["pci.function"]["found"].startswith("ready as ")
-    assert findings["cdi.spec"]["found"] == "valid, and true: 1 device"
-    unseen = {check for check, finding in findings.items() if finding["verdict"] == "unseen"}
+    told = Told(examined_by_nobody(here))
+    assert told.verdict is Verdict.DEGRADED  # for there is a kubelet, and no agent
+    assert told.the("pci.function").found.startswith("ready as ")
+    assert told.the("cdi.spec").found == "valid, and true: 1 device"
+    unseen = {finding.check for finding in told.findings if finding.verdict is Verdict.UNSEEN}
     assert unseen == {"kernel.log", "runtime.cdi", "kubelet.socket", "kubelet.resource"}
     for check in unseen:
-        assert "ermission denied" in findings[check]["found"], check
+        assert "ermission denied" in told.the(check).found, check
 
 
 @takes_root
 async def test_intel_2075_all_inotify_instances_of_a_user_are_in_use(here: Scene) -> None:
     # Of a user of whom there is no other process, for the limit is each user's.
     await a_card(here)
-    _, findings = run_as(1_900_000_000 + os.getpid(), here, exhaust=True)
-    finding = findings["system.inotify"]
-    assert finding["verdict"] == "degraded"
-    assert finding["found"].endswith(", and all are in use")
+    lonely = 1_900_000_000 + os.getpid()
+    finding = Told(examined_by(lonely, here, exhaust=True)).the("system.inotify")
+    assert finding.verdict is Verdict.DEGRADED
+    assert finding.found.endswith(", and all are in use")
 
 
 async def test_an_edge_that_does_not_answer_costs_its_own_findings_and_no_others(

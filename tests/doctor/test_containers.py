@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hailo_agent.core.diagnosis.facts import RuntimeConfig
+from hailo_agent.core.diagnosis.facts import AgentFacts, RuntimeConfig
 from hailo_agent.core.diagnosis.finding import Verdict
 from hailo_agent.core.grant import Delivery
 from tests.doctor.support import SPEC, Told, facts_of, told_of
@@ -107,6 +107,16 @@ def test_the_order_of_nodes_means_nothing() -> None:
     assert spec(nodes={**good, "all": good["all"][::-1]}).the("cdi.spec").verdict is Verdict.OK
 
 
+def test_who_mends_the_spec_depends_on_who_runs() -> None:
+    stopped = AgentFacts(socket="/run/hailo-agent/agent.sock", error="the socket does not exist")
+    running = told_of(LOOK, spec={"nodes": None}).the("cdi.spec")
+    assert "an agent runs and mends it" in running.next_step
+    node = told_of(LOOK, spec={"nodes": None}, agent=stopped).the("cdi.spec")
+    assert node.next_step == "start the agent, which keeps it right"
+    alone = told_of(LOOK, spec={"nodes": None}, agent=stopped, in_kubernetes=False)
+    assert alone.the("cdi.spec").next_step.startswith("`hailo-agent cdi generate`")
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [({"is_writable": False}, "cannot be written"), ({"is_symlink": True}, "is itself a symlink")],
@@ -134,19 +144,21 @@ def test_where_nothing_is_delivered_by_cdi_the_spec_and_the_runtime_do_not_matte
 
 
 @pytest.mark.parametrize(
-    ("path", "why"),
+    ("path", "verdict", "why"),
     [
-        ("/run/cdi/other.yaml", "readers drop the name from both"),
-        ("/etc/cdi/other.json", "ours overrules it"),
-        ("/var/lib/cdi/other.json", "its directory overrules ours"),
-        ("/somewhere/else.json", "readers drop the name from both"),
+        ("/run/cdi/other.yaml", Verdict.BROKEN, "readers drop the name from both"),
+        ("/etc/cdi/other.json", Verdict.DEGRADED, "ours overrules it"),
+        ("/var/lib/cdi/other.json", Verdict.BROKEN, "its directory overrules ours"),
+        ("/somewhere/else.json", Verdict.BROKEN, "readers drop the name from both"),
     ],
 )
-def test_another_file_that_defines_our_names_wins_or_ruins_both(path: str, why: str) -> None:
+def test_another_file_that_defines_our_names_wins_or_ruins_both_or_loses(
+    path: str, verdict: Verdict, why: str
+) -> None:
     search = ("/etc/cdi", "/var/run/cdi", "/var/lib/cdi")
     told = spec(search=search, foreign=((path, ONE), (path, TWO), (path, "none-of-ours")))
     finding = told.the("cdi.conflict")
-    assert (finding.verdict, finding.looked_at) == (Verdict.BROKEN, path)
+    assert (finding.verdict, finding.looked_at) == (verdict, path)
     assert finding.found == f"defines {ONE}, {TWO}, as {SPEC} does"
     assert why in finding.why
 
@@ -203,11 +215,12 @@ def test_a_configuration_that_cannot_be_read_is_not_judged() -> None:
     ("version", "cdi", "verdicts"),
     [
         ("containerd://2.1.3", None, [Verdict.OK]),
-        ("containerd://1.7.13", None, [Verdict.BROKEN, Verdict.BROKEN]),
+        ("containerd://1.7.13", None, [Verdict.BROKEN]),
         ("containerd://1.7.13", True, [Verdict.OK]),
-        ("containerd://1.6.9", False, [Verdict.BROKEN, Verdict.BROKEN]),
+        ("containerd://1.6.9", False, [Verdict.BROKEN]),
+        ("containerd://1.6.9", True, [Verdict.BROKEN, Verdict.OK]),
         ("cri-o://1.30.1", True, [Verdict.OK]),
-        ("cri-o://1.27.0", True, [Verdict.OK, Verdict.BROKEN]),
+        ("cri-o://1.27.0", True, [Verdict.BROKEN, Verdict.OK]),
         ("", None, [Verdict.UNSEEN]),
     ],
 )
@@ -218,6 +231,38 @@ def test_the_version_that_the_deployer_gives_fills_in_what_the_file_leaves_out(
     told = told_of(LOOK, spec={"configs": (config,)}, runtime_version=version)
     checks = ("runtime.cdi", "runtime.version")
     assert [f.verdict for f in told.findings if f.check in checks] == verdicts
+
+
+def runtime_of(version: str, *, readable: bool = True) -> Told:
+    reason = "" if readable else "cannot be read: Permission denied"
+    config = RuntimeConfig(
+        runtime="x", path=CONFIG, depends="?", to_switch_on="edit it", unseen=reason
+    )
+    return told_of(LOOK, spec={"configs": (config,)}, runtime_version=version)
+
+
+def test_cdi_that_is_off_is_told_once_with_the_lines_that_switch_it_on() -> None:
+    told = runtime_of("containerd://1.7.13")
+    assert told.the("runtime.cdi").next_step == "edit it"
+    assert told.all("runtime.version") == []
+
+
+def test_of_a_configuration_that_cannot_be_read_the_version_tells_enough() -> None:
+    told = runtime_of("containerd://1.7.13", readable=False)
+    assert told.the("runtime.cdi").verdict is Verdict.UNSEEN
+    assert told.the("runtime.version").next_step == (
+        "update the runtime, or switch CDI on in its configuration, or add devicespec to"
+        " runtime.delivery"
+    )
+
+
+def test_a_runtime_without_a_switch_is_not_sent_to_one() -> None:
+    told = runtime_of("containerd://1.6.9")
+    assert told.all("runtime.cdi") == []
+    finding = told.the("runtime.version")
+    assert finding.found == "containerd before 1.7 ignores CDI"
+    assert finding.next_step == "update the runtime, or add devicespec to runtime.delivery"
+    assert "annotation" in runtime_of("cri-o://1.27.0").the("runtime.version").next_step
 
 
 @pytest.mark.parametrize(
@@ -247,6 +292,21 @@ def test_podman_and_docker_matter_where_there_is_no_kubelet_and_nowhere_else() -
     assert alone.the("runtime.cdi").found == "podman: CDI is on"
     node = told_of(LOOK, spec={"configs": configs})
     assert node.the("runtime.cdi").found == "containerd: CDI is off"
+
+
+@pytest.mark.parametrize(("cdi", "verdict"), [(False, Verdict.BROKEN), (None, Verdict.UNSEEN)])
+def test_docker_without_cdi_does_not_keep_silent(verdict: Verdict, *, cdi: bool | None) -> None:
+    docker = RuntimeConfig(
+        runtime="docker",
+        path="/etc/docker/daemon.json",
+        for_kubelet=False,
+        cdi=cdi,
+        depends="?",
+        to_switch_on="write this",
+    )
+    finding = told_of(LOOK, spec={"configs": (docker,)}, in_kubernetes=False).the("runtime.cdi")
+    assert finding.verdict is verdict
+    assert 'could not select device driver "cdi"' in finding.why
 
 
 @pytest.mark.parametrize(("in_kubernetes", "why"), [(True, "containerd 1.7"), (False, "podman")])
@@ -311,3 +371,5 @@ def test_a_char_link_that_leads_nowhere_costs_the_device_at_the_next_daemon_relo
     told = told_of(LOOK, host={"char_links": {"507:0": True, "507:1": False}})
     finding = told.the("devnode.char-link")
     assert (finding.verdict, finding.looked_at) == (Verdict.DEGRADED, "/dev/char/507:1")
+    assert finding.found == "does not lead to /dev/hailo1"
+    assert finding.next_step.startswith("`ln -sf ../hailo1 /dev/char/507:1`")

@@ -21,7 +21,7 @@ from hailo_agent.core.diagnosis.facts import (
     RuntimeConfig,
     SpecFacts,
 )
-from hailo_agent.core.diagnosis.finding import Finding, Verdict, worst
+from hailo_agent.core.diagnosis.finding import Finding, Verdict, worst, worst_first
 from hailo_agent.core.grant import Delivery
 from hailo_agent.core.inventory import Inventory
 from hailo_agent.core.observation import Observation
@@ -72,6 +72,16 @@ def test_more_findings_never_make_it_better(some: list[Verdict], more: list[Verd
     assert worst(of(*some)) is worst(of(*some[::-1]))
 
 
+def test_the_worst_comes_first_and_what_is_equally_bad_keeps_its_order() -> None:
+    told = [
+        replace(finding, found=str(number))
+        for number, finding in enumerate(
+            of(Verdict.OK, Verdict.UNSEEN, Verdict.BROKEN, Verdict.OK, Verdict.DEGRADED)
+        )
+    ]
+    assert [finding.found for finding in worst_first(told)] == ["2", "4", "1", "0", "3"]
+
+
 # --- the whole -----------------------------------------------------------------------------------
 
 
@@ -81,11 +91,11 @@ def test_a_healthy_node_has_no_ills_and_nothing_unseen() -> None:
     assert [finding.check for finding in findings] == [
         "pci.function",
         "driver.version",
+        "kubelet.socket",
+        "agent.running",
+        "kubelet.resource",
         "cdi.spec",
         "runtime.cdi",
-        "kubelet.socket",
-        "kubelet.resource",
-        "agent.running",
         "system.inotify",
     ]
 
@@ -127,11 +137,11 @@ def test_unseen_facts_alone_never_make_a_node_ill(*, is_known: bool) -> None:
     assert worst(findings) is Verdict.OK
     assert [f.check for f in findings if f.verdict is Verdict.UNSEEN] == [
         "kernel.log",
+        "kubelet.socket",
+        "agent.running",
+        "kubelet.resource",
         "cdi.spec",
         "runtime.cdi",
-        "kubelet.socket",
-        "kubelet.resource",
-        "agent.running",
     ]
 
 
@@ -304,12 +314,13 @@ def facts(draw: st.DrawFn) -> Facts:
     )
 
 
-@settings(max_examples=1500)
+@settings(max_examples=400)
 @given(facts())
 def test_whatever_the_facts_every_finding_is_of_use(seen_so_far: Facts) -> None:
     findings = diagnose(seen_so_far)
     assert findings
     assert_complete(findings)
+    assert findings == worst_first(findings)
 
 
 @given(histories(), hosts())

@@ -86,6 +86,10 @@ def test_a_library_of_another_release_is_named_and_one_of_the_same_is_not() -> N
     told = told_of(seen(found(EIGHT)), host={"libraries": libraries})
     finding = told.the("driver.library")
     assert finding.looked_at == "/usr/local/lib/libhailort.so.4.20.0"
+    assert finding.next_step == (
+        "`modinfo -F version hailo_pci`: if it says 4.20.0, that driver is installed and not loaded"
+        " yet: reboot; if not, install driver and firmware 4.20.0, or library 4.23.0"
+    )
     assert told.verdict is Verdict.DEGRADED
 
 
@@ -164,7 +168,11 @@ def test_large_pages_are_hinted_at_where_the_driver_goes_by_them(
 def test_firmware_that_an_old_driver_did_not_find_leaves_a_node_of_no_use(version: str) -> None:
     finding = old(version, NOT_FOUND, ADDED, firmware=True).the("driver.firmware")
     assert finding.verdict is Verdict.BROKEN
-    assert finding.found == "firmware not loaded: the driver did not find it when it looked"
+    assert finding.looked_at == "PCI 0000:01:00.0 (1e60:2864, hailo-8)"
+    assert finding.found == (
+        "there is a node, /dev/hailo0, but no firmware: the driver did not find"
+        " /lib/firmware/hailo/hailo8_fw.bin when it looked"
+    )
     assert f"install the firmware of release {version} there" in finding.next_step
     assert "echo 0000:01:00.0 > unbind" in finding.next_step
 
@@ -194,7 +202,8 @@ def test_a_driver_that_would_not_have_made_the_node_without_it_is_not_asked() ->
 def test_a_start_that_failed_after_the_node_was_made_is_broken() -> None:
     failed = f"hailo {AT}: Failed activating board -110"
     finding = old("4.23.0", ADDED, failed).the("driver.activation")
-    assert (finding.verdict, finding.found) == (Verdict.BROKEN, failed)
+    assert finding.verdict is Verdict.BROKEN
+    assert finding.found.endswith(f"the chip was not started again: {failed}")
     assert "switch the machine off and on again" in finding.next_step
 
 
@@ -210,7 +219,9 @@ def test_a_reset_takes_the_firmware_of_older_drivers_away(version: str, *, is_lo
 def test_a_chip_that_runs_another_release_refuses_everything() -> None:
     line = f"hailo1x {AT}: Mismatch Driver version pcie driver 5:3:0 pci_ep driver 5:1:1"
     finding = old("5.3.0", line, ADDED).the("driver.endpoint")
-    assert (finding.verdict, finding.found) == (Verdict.BROKEN, line)
+    assert finding.verdict is Verdict.BROKEN
+    assert finding.found.startswith("there is a node, /dev/hailo0, but the chip still runs")
+    assert finding.found.endswith(line)
 
 
 def test_a_log_that_cannot_be_read_is_said_and_does_not_make_the_node_ill() -> None:
@@ -221,3 +232,10 @@ def test_a_log_that_cannot_be_read_is_said_and_does_not_make_the_node_ill() -> N
     assert finding.found == "not readable: Operation not permitted"
     assert "`--kernel-log FILE`" in finding.next_step
     assert told.verdict is Verdict.OK
+
+
+def test_without_card_and_driver_the_log_is_not_missed() -> None:
+    assert (
+        told_of(observation=seen(), host={"modules": (), "kernel_log": None}).all("kernel.log")
+        == []
+    )

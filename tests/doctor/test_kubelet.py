@@ -9,6 +9,7 @@ from tests.strategies import BOARDS, RESOURCE, found, seen
 
 LOOK = seen(found(BOARDS[0]))
 SOCKET = f"{PLUGINS}/kubelet.sock"
+RUNNING = AgentFacts(socket="/run/hailo-agent/agent.sock", version="0.1.0")
 STOPPED = AgentFacts(socket="/run/hailo-agent/agent.sock", error="the socket does not exist")
 
 
@@ -110,10 +111,61 @@ def test_an_agent_that_answers_is_named_with_its_version() -> None:
 
 def test_an_agent_that_does_not_run_leaves_a_node_degraded_and_a_workstation_as_it_was() -> None:
     node = told_of(LOOK, agent=STOPPED).the("agent.running")
-    assert (node.verdict, node.found) == (Verdict.DEGRADED, "the socket does not exist")
+    assert node.verdict is Verdict.DEGRADED
+    assert node.found == "no agent answers: the socket does not exist"
     alone = told_of(LOOK, agent=STOPPED, in_kubernetes=False).the("agent.running")
     assert alone.verdict is Verdict.OK
     assert "`systemctl enable --now hailo-agent-cdi`" in alone.next_step
+
+
+def test_a_node_whose_devices_nobody_offers_is_broken_and_the_agent_comes_first() -> None:
+    told = told_of(LOOK, agent=STOPPED, kubelet={"registered": {RESOURCE: False}})
+    assert told.ills[:2] == ["agent.running", "kubelet.resource"]
+    assert told.the("agent.running").verdict is Verdict.BROKEN
+    # Who has nothing to offer is not missed.
+    told = told_of(agent=STOPPED, observation=seen(), kubelet={"registered": {RESOURCE: False}})
+    assert told.the("agent.running").verdict is Verdict.DEGRADED
+
+
+@pytest.mark.parametrize(
+    ("agent", "step"),
+    [
+        (STOPPED, "start the agent"),
+        (RUNNING, "look again in a moment, for an agent runs; if it stays, its log says why"),
+        (AgentFacts(unseen="Permission denied"), "start the agent; if it runs, its log says why"),
+    ],
+)
+def test_what_to_do_about_a_resource_that_is_not_counted_depends_on_the_agent(
+    agent: AgentFacts, step: str
+) -> None:
+    told = told_of(LOOK, agent=agent, kubelet={"registered": {RESOURCE: False}})
+    assert told.the("kubelet.resource").next_step.startswith(step)
+
+
+def test_a_kubelet_that_is_down_is_not_said_to_keep_silent_as_well() -> None:
+    told = kubelet(socket_exists=False, registered={RESOURCE: None}, unasked="why")
+    assert told.all("kubelet.resource") == []
+    assert told.the("kubelet.socket").verdict is Verdict.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, "so the spec is as somebody left it"),
+        ({"nodes": None, "problems": ("no YAML",)}, "so the spec is as somebody left it"),
+        ({"nodes": None}, "so nobody keeps a spec"),
+    ],
+)
+def test_what_goes_without_an_agent_is_told_on_a_workstation(
+    changes: dict[str, object], found: str
+) -> None:
+    told = told_of(LOOK, agent=STOPPED, in_kubernetes=False, spec=changes)
+    assert told.the("agent.running").found == f"no agent runs, {found}"
+
+
+def test_without_device_and_agent_nobody_notices_one_that_comes() -> None:
+    told = told_of(observation=seen(), agent=STOPPED, in_kubernetes=False)
+    assert told.the("agent.running").found.endswith("a device that comes will not be noticed")
 
 
 def test_an_agent_that_cannot_be_asked_is_not_judged() -> None:

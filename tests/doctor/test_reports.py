@@ -59,8 +59,8 @@ async def test_hailo_rpi5_examples_72_library_newer_than_the_driver() -> None:
     assert finding.looked_at == "/usr/lib/libhailort.so.4.19.0"
     assert finding.found == "libhailort 4.19.0, but the loaded driver is 4.18.0"
     assert "HAILO_INVALID_DRIVER_VERSION (76)" in finding.why
-    assert "install driver, library and firmware of one release" in finding.next_step
-    assert "modinfo -F version hailo_pci" in finding.next_step
+    assert finding.next_step.startswith("`modinfo -F version hailo_pci`: if it says 4.19.0,")
+    assert "install driver and firmware 4.19.0, or library 4.18.0" in finding.next_step
 
 
 async def test_hailo_rpi5_examples_98_library_older_than_the_driver() -> None:
@@ -102,8 +102,9 @@ async def test_hailo_model_zoo_genai_11_chip_still_runs_the_old_release() -> Non
     told = await told_here()
     assert (told.verdict, told.ills) == (Verdict.BROKEN, ["driver.endpoint"])
     finding = told.the("driver.endpoint")
+    assert "the chip still runs the firmware of another release" in finding.found
     assert "pcie driver 5:3:0 pci_ep driver 5:1:1" in finding.found
-    assert "the chip still runs the firmware of another release" in finding.why
+    assert "it refuses every call" in finding.why
     assert finding.next_step.startswith("switch the machine off and on again")
     assert "`echo 1 > /sys/bus/pci/devices/0001:01:00.0/reset`" in finding.next_step
 
@@ -121,7 +122,7 @@ async def test_hailo_apps_111_driver_5_for_a_hailo_8() -> None:
     )
     assert "probe with driver hailo1x failed with error -22" in finding.found
     assert finding.next_step.startswith(INSTALL_4)
-    assert "remove the other line" in finding.next_step
+    assert "remove hailo1x_pci 5.2.0 unless another card needs it" in finding.next_step
     assert "`modprobe hailo_pci`" in finding.next_step
 
 
@@ -184,7 +185,7 @@ async def test_home_assistant_os_4690_both_families_side_by_side() -> None:
 async def test_two_families_that_want_one_class() -> None:
     told = await told_here()
     assert (told.verdict, told.ills) == (Verdict.BROKEN, ["pci.function"])
-    first, second = told.all("pci.function")
+    second, first = told.all("pci.function")
     assert first.found == "ready as pci-0000-01-00-0, /dev/hailo0"
     assert second.found == (
         "two drivers want to make one class: hailo_pci 4.23.0 and hailo1x_pci 5.2.0 (sysfs: cannot"
@@ -201,10 +202,13 @@ async def test_nerves_system_rpi5_39_a_node_without_firmware() -> None:
     # The node looks well, in sysfs and in /dev; only the kernel log tells that nothing runs there.
     told = await told_here()
     assert (told.verdict, told.ills) == (Verdict.BROKEN, ["driver.firmware"])
-    assert told.the("pci.function").verdict is Verdict.OK
+    assert told.all("pci.function") == []  # it is not called ready as well
     finding = told.the("driver.firmware")
-    assert finding.looked_at == "/lib/firmware/hailo/hailo8_fw.bin"
-    assert finding.found == "firmware not loaded: the driver did not find it when it looked"
+    assert finding.looked_at == "PCI 0000:01:00.0 (1e60:2864, hailo-8)"
+    assert finding.found == (
+        "there is a node, /dev/hailo0, but no firmware: the driver did not find"
+        " /lib/firmware/hailo/hailo8_fw.bin when it looked"
+    )
     assert "driver 4.18.0 makes a node even if it finds no firmware" in finding.why
     assert finding.next_step == (
         "install the firmware of release 4.18.0 there, then `cd /sys/bus/pci/drivers/hailo && echo"
@@ -216,7 +220,8 @@ async def test_home_assistant_os_3663_an_image_without_firmware() -> None:
     told = await told_here()
     assert (told.verdict, told.ills) == (Verdict.BROKEN, ["driver.firmware"])
     finding = told.the("driver.firmware")
-    assert finding.found == "firmware not loaded: the driver did not find it when it looked"
+    assert finding.looked_at == "PCI 0000:04:00.0 (1e60:2864, hailo-8)"
+    assert "no firmware: the driver did not find /lib/firmware/hailo/hailo8" in finding.found
     assert "install the firmware of release 4.17.0 there" in finding.next_step
 
 
@@ -226,8 +231,8 @@ async def test_a_driver_that_gives_up_without_firmware() -> None:
     finding = told.the("pci.function")
     assert finding.found == "firmware missing: /lib/firmware/hailo/hailo8_fw.bin"
     assert finding.next_step == (
-        "install the firmware of the very release of the driver (hailo_pci 4.23.0), then"
-        " `modprobe -r` and `modprobe` the module"
+        "install the firmware of release 4.23.0 there, then"
+        " `echo 0000:01:00.0 > /sys/bus/pci/drivers/hailo/bind`"
     )
 
 
@@ -247,7 +252,8 @@ async def test_raspberrypi_linux_6206_no_interrupt_behind_a_switch() -> None:
 
 async def test_hailo_mini_od_server_1_pages_of_16_kib() -> None:
     told = await told_here()
-    assert (told.verdict, told.ills) == (Verdict.DEGRADED, ["device.link", "kernel.page-size"])
+    assert (told.verdict, told.ills) == (Verdict.DEGRADED, ["kernel.page-size"])
+    assert told.the("device.link").found == "5 GT/s x1, which is all that its slot does"
     finding = told.the("kernel.page-size")
     assert "descriptors have pages of 16384 bytes" in finding.found
     assert "libhailort may refuse to configure a network" in finding.why
@@ -259,19 +265,15 @@ async def test_geerlingguy_164_a_link_of_generation_2() -> None:
     told = await told_here()
     assert (told.verdict, told.ills) == (Verdict.DEGRADED, ["device.link"])
     finding = told.the("device.link")
-    assert finding.found == "5 GT/s x1, the card could do 8 GT/s x4"
-    assert "`dtparam=pciex1_gen=3` in /boot/firmware/config.txt" in finding.next_step
+    assert finding.found == "5 GT/s x1, card and slot could do 8 GT/s x4"
+    assert "`dtparam=pciex1_gen=3` into /boot/firmware/config.txt" in finding.next_step
 
 
 async def test_community_19218_a_hailo_10h_that_gets_slower() -> None:
-    # Why it gets slower is in the chip; what shows is that the slot gives it one lane of four.
+    # Why it gets slower is in the chip. That the slot gives it one lane of four is no fault.
     told = await told_here()
-    assert (told.verdict, told.ills) == (Verdict.DEGRADED, ["device.link"])
-    finding = told.the("device.link")
-    assert finding.found == (
-        "8 GT/s x1, the card could do 8 GT/s x4, and this is all that its slot can do"
-    )
-    assert finding.next_step == "use a slot with more lanes or a newer PCIe generation"
+    assert (told.verdict, told.ills) == (Verdict.OK, [])
+    assert told.all("device.link") == []
 
 
 # --- containers ----------------------------------------------------------------------------------
@@ -303,7 +305,8 @@ async def test_nvidia_414_started_before_there_was_a_driver() -> None:
     )
     assert "DKMS has to build it anew" in finding.why
     assert finding.next_step.startswith(INSTALL_4)
-    assert "remove the other line" not in finding.next_step
+    assert "remove " not in finding.next_step
+    assert "`dkms autoinstall`" in finding.next_step
 
 
 async def test_moby_47633_a_spec_whose_device_edits_nothing() -> None:
@@ -331,7 +334,8 @@ async def test_nvidia_container_toolkit_48_device_lost_after_daemon_reload() -> 
     finding = told.the("devnode.char-link")
     assert finding.looked_at.startswith("/dev/char/")
     assert "`systemctl daemon-reload` takes the device away from running" in finding.why
-    assert "`udevadm trigger --action=add`" in finding.next_step
+    assert finding.found == "does not lead to /dev/hailo0"
+    assert "`udevadm trigger --action=add --subsystem-match=hailo_chardev`" in finding.next_step
 
 
 # --- the kubelet, and limits ---------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_a_driver_that_does_not_know_the_chip_is_of_the_wrong_branch(
     assert finding.verdict is Verdict.BROKEN
     assert finding.found.startswith("wrong driver branch: ")
     assert f"(hailort-drivers, branch {branch};" in finding.next_step
-    assert "remove the other line" in finding.next_step
+    assert f"{version} unless another card needs it" in finding.next_step
 
 
 def test_a_driver_of_the_right_branch_beside_a_wrong_one_is_not_called_wrong() -> None:
@@ -198,7 +198,24 @@ def test_firmware_is_named_by_the_log_first_and_else_by_what_is_not_there() -> N
     files: dict[str, bool | None] = {"hailo/hailo10h/scu_fw.bin": False}
     absent = why(TEN.pci_id, module("5.3.0"), log=failed(2), firmware=files)
     assert absent.found == "firmware missing: /lib/firmware/hailo/hailo10h/scu_fw.bin"
-    assert "hailo1x_pci 5.3.0" in absent.next_step
+    assert absent.next_step == (
+        "install the firmware of release 5.3.0 there, then"
+        " `echo 0000:01:00.0 > /sys/bus/pci/drivers/hailo1x/bind`"
+    )
+
+
+def test_firmware_is_asked_for_of_the_driver_that_serves_the_chip() -> None:
+    both = module("4.23.0"), module("5.3.0")
+    assert "of release 4.23.0 there" in why(EIGHT.pci_id, *both, log=failed(2)).next_step
+    assert "of release 5.3.0 there" in why(TEN.pci_id, *both, log=failed(2)).next_step
+    # Two that both might: no guess.
+    twice = module("4.23.0"), module(None, "hailo1x_pci")
+    assert "then reload the driver" in why(EIGHT.pci_id, *twice, log=failed(2)).next_step
+
+
+def test_a_driver_that_has_bound_the_card_is_made_to_let_go_first() -> None:
+    finding = why(EIGHT.pci_id, module("4.23.0"), log=failed(2), driver="hailo")
+    assert "echo 0000:01:00.0 > unbind && echo 0000:01:00.0 > bind" in finding.next_step
 
 
 def test_firmware_that_is_not_there_is_the_likeliest_reason_where_nothing_was_logged() -> None:

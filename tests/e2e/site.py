@@ -107,6 +107,7 @@ async def site(
             f"--kubelet.plugin-dir={kubelet.plugin_dir}",
             f"--kubelet.root={root / 'kubelet'}",
             "--subscribers.socket=",
+            "--web.listen=",
             "--log.format=json",
             f"--host.families={json.dumps(list(families))}",
             *flags,

@@ -22,7 +22,7 @@ from typing import get_args
 import pytest
 
 from hailo_agent.core.device import FAMILIES, Device, DeviceNumber, Family, Identity, PciAddress
-from hailo_agent.core.health import FaultCode, Health, Patience
+from hailo_agent.core.health import FaultCode, Health, Patience, Standards
 from hailo_agent.core.inventory import Inventory, Policy, decide
 from hailo_agent.core.observation import Observation
 from hailo_agent.errors import HostError
@@ -33,7 +33,8 @@ HAILO_8, HAILO_10H, HAILO_15L, HAILO_12L = "1e60:2864", "1e60:45c4", "1e60:43a2"
 FIRST, SECOND, THIRD = "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"
 FAR, SWITCH = "0001:04:00.0", "0001:00:00.0/0001:01:00.0/0001:02:03.0"
 POLICY = Policy(
-    patience=Patience(recovery_seconds=5.0, flap_window_seconds=60.0), tombstone_seconds=86_400.0
+    standards=Standards(patience=Patience(recovery_seconds=5.0, flap_window_seconds=60.0)),
+    tombstone_seconds=86_400.0,
 )
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="hung attributes need CAP_SYS_ADMIN")
 

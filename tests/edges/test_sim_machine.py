@@ -22,8 +22,10 @@ import pytest
 from hailo_agent.sim.machine import (
     GENERATIONS,
     SOC,
+    Ailment,
     Breakage,
     CannotWedge,
+    ErrorKind,
     Link,
     LitterKind,
     Machine,
@@ -639,6 +641,13 @@ def test_without_power_mode_a_chip_never_sleeps(machine: Machine) -> None:
         lambda m: m.unload("5.3"),
         lambda m: m.break_node(SECOND, "missing"),
         lambda m: m.swap_minors(FIRST, SECOND),
+        lambda m: m.ail(SECOND, Ailment.HOT),
+        lambda m: m.cure(SECOND),
+        lambda m: m.ailments(SECOND),
+        lambda m: m.firmware_loaded(SECOND),
+        lambda m: m.count_errors(SECOND, "fatal"),
+        lambda m: m.usurp(SECOND),
+        lambda m: m.reset(SECOND),
         lambda m: Machine(m.root),
     ],
 )
@@ -736,6 +745,18 @@ def test_attributes_change_and_are_mended(machine: Machine) -> None:
     assert visible(machine) == before
 
 
+def test_what_is_set_while_a_device_ails_is_mended_with_it(machine: Machine) -> None:
+    machine.load("4.23")
+    machine.plug(FIRST)
+    before = visible(machine)
+    machine.lose_link(FIRST)
+    machine.set_attribute(FIRST, "config", None, of="function")
+    machine.set_attribute(FIRST, "current_link_speed", b"8.0 GT/s PCIe\n", of="function")
+    machine.degrade_link(FIRST)
+    machine.mend(FIRST)
+    assert visible(machine) == before
+
+
 @pytest.mark.parametrize("kind", typing.get_args(LitterKind))
 @pytest.mark.parametrize("generation", ["4.23", "5.3"])
 def test_litter_lies_among_the_entries_until_it_is_swept(
@@ -824,6 +845,29 @@ def test_a_process_killed_at_a_wedged_attribute_dies_and_others_are_released(
         pass
 
 
+def test_a_wedged_attribute_of_a_function_hangs_for_that_function_alone(machine: Machine) -> None:
+    machine.load("4.17")
+    machine.plug(FIRST)
+    machine.plug(SECOND)
+    before = visible(machine)
+    try:
+        wedge = machine.wedge(FIRST, of="function")
+        entered = wedge.__enter__()
+    except CannotWedge as error:
+        pytest.skip(str(error))
+    try:
+        victim = opening(machine.function_directory(FIRST) / "config")
+        other = opening(machine.function_directory(SECOND) / "config")
+        entered.wait()
+        out, _err = other.communicate(timeout=DEADLINE_SECONDS)
+        assert out[:2] == b"\x60\x1e"
+        assert victim.poll() is None
+    finally:
+        wedge.__exit__(None, None, None)
+    victim.communicate(timeout=DEADLINE_SECONDS)
+    assert visible(machine) == before
+
+
 def test_a_board_may_be_pulled_while_it_is_wedged(machine: Machine) -> None:
     machine.load("4.23")
     machine.plug(FIRST)
@@ -833,6 +877,267 @@ def test_a_board_may_be_pulled_while_it_is_wedged(machine: Machine) -> None:
         machine.pull(FIRST)
         assert child.poll() is None
     child.communicate(timeout=DEADLINE_SECONDS)
+
+
+# --- what ails a device --------------------------------------------------------------------------
+
+LINK_IN_ORDER = {
+    "current_link_speed": b"8.0 GT/s PCIe\n",
+    "current_link_width": b"4\n",
+    "max_link_speed": b"8.0 GT/s PCIe\n",
+    "max_link_width": b"4\n",
+}
+ONES = {
+    "current_link_speed": b"Unknown\n",
+    "current_link_width": b"63\n",
+    "max_link_speed": b"64.0 GT/s PCIe\n",
+    "max_link_width": b"63\n",
+    "config": b"\xff" * 64,
+}
+# What changes in the function's directory; what is not listed is for the simulated chip to show.
+SHOWN: dict[Ailment, dict[str, bytes]] = {
+    Ailment.DEAD_LINK: ONES,
+    Ailment.SLOW_LINK: {"current_link_speed": b"2.5 GT/s PCIe\n", "current_link_width": b"1\n"},
+    Ailment.DISABLED: {"enable": b"0\n"},
+}
+COUNTED: dict[Ailment, tuple[ErrorKind, bytes, bytes]] = {
+    Ailment.AER_CORRECTABLE: ("correctable", b"BadTLP", b"TOTAL_ERR_COR"),
+    Ailment.AER_NONFATAL: ("nonfatal", b"CmpltTO", b"TOTAL_ERR_NONFATAL"),
+    Ailment.AER_FATAL: ("fatal", b"MalfTLP", b"TOTAL_ERR_FATAL"),
+}
+
+
+def lines(machine: Machine, kind: ErrorKind, address: str = FIRST) -> dict[bytes, bytes]:
+    text = (machine.function_directory(address) / f"aer_dev_{kind}").read_bytes()
+    assert text.endswith(b"\n")
+    return dict(line.split(b" ") for line in text.splitlines())
+
+
+def changed(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
+    assert before.keys() == after.keys()
+    return {name: after[name] for name in before if before[name] != after[name]}
+
+
+def test_an_ailment_has_the_name_that_a_user_types() -> None:
+    assert [ailment.value for ailment in Ailment] == [
+        "dead-link",
+        "slow-link",
+        "aer-correctable",
+        "aer-nonfatal",
+        "aer-fatal",
+        "disabled",
+        "firmware-lost",
+        "hung-control",
+        "slow-control",
+        "garbage",
+        "hot",
+        "throttling",
+        "refusing",
+    ]
+
+
+@pytest.mark.parametrize("generation", ["4.17", "4.23", "5.3"])
+@pytest.mark.parametrize("ailment", [each for each in Ailment if each not in COUNTED])
+def test_an_ailment_shows_as_far_as_the_kernel_would_know_until_it_is_cured(
+    machine: Machine, ailment: Ailment, generation: str
+) -> None:
+    machine.load(generation)
+    for address in (FIRST, SECOND):
+        machine.plug(address, pci_id=bound_by(generation))
+    before, base = visible(machine), f"{machine.function_directory(FIRST)}/"
+    assert machine.ailments(FIRST) == frozenset()
+
+    machine.ail(FIRST, ailment)
+    assert machine.ailments(FIRST) == {ailment}
+    assert machine.ailments(SECOND) == frozenset()
+    prefix = base.removeprefix(f"{machine.sys}/")
+    expected = {f"{prefix}{name}": content for name, content in SHOWN.get(ailment, {}).items()}
+    now = changed(before, visible(machine))
+    assert {name: file[1] for name, file in now.items()} == expected  # type: ignore[index]
+
+    machine.cure(FIRST)
+    assert machine.ailments(FIRST) == frozenset()
+    assert visible(machine) == before
+
+
+@pytest.mark.parametrize("ailment", COUNTED)
+def test_errors_are_counted_by_kind_and_stay_counted(machine: Machine, ailment: Ailment) -> None:
+    kind, error, total = COUNTED[ailment]
+    machine.load("4.23")
+    machine.plug(FIRST)
+    machine.plug(SECOND)
+    clean = {each: lines(machine, each) for each in typing.get_args(ErrorKind)}
+    assert {count for counts in clean.values() for count in counts.values()} == {b"0"}
+
+    machine.ail(FIRST, ailment)
+    machine.ail(FIRST, ailment)
+    machine.count_errors(FIRST, kind, 40)
+    machine.cure(FIRST)
+
+    assert lines(machine, kind) == {**clean[kind], error: b"42", total: b"42"}
+    assert list(lines(machine, kind))[-1] == total
+    for other in clean.keys() - {kind}:
+        assert lines(machine, other) == clean[other]
+    assert lines(machine, kind, SECOND) == clean[kind]
+    machine.pull(FIRST)
+    machine.plug(FIRST)
+    assert lines(machine, kind) == clean[kind]  # another pci_dev, other counters
+
+
+def test_a_link_that_is_slow_and_dead_is_dead_first_and_whole_when_cured(machine: Machine) -> None:
+    machine.load("4.23")
+    machine.plug(FIRST)
+    function = machine.function_directory(FIRST)
+    machine.ail(FIRST, Ailment.DEAD_LINK)
+    machine.degrade_link(FIRST, speed="5.0 GT/s PCIe", width=2)
+    assert files(function).items() >= ONES.items()
+    machine.cure(FIRST)
+    assert files(function).items() >= LINK_IN_ORDER.items()
+    machine.ail(FIRST, Ailment.SLOW_LINK)  # how slow it once was is forgotten
+    assert (function / "current_link_speed").read_bytes() == b"2.5 GT/s PCIe\n"
+    machine.mend(FIRST)
+    assert machine.ailments(FIRST) == frozenset()
+
+
+@pytest.mark.parametrize("generation", ["4.17", "4.23", "5.3"])
+def test_no_kernel_driver_takes_a_function_that_is_dead(machine: Machine, generation: str) -> None:
+    machine.load(generation)
+    entry = machine.plug(FIRST, pci_id=bound_by(generation))
+    machine.ail(FIRST, Ailment.DEAD_LINK)
+    assert machine.entry(FIRST) == entry  # nobody has noticed yet
+    machine.reload(generation)
+    function = machine.function_directory(FIRST)
+    assert machine.entry(FIRST) is None
+    assert machine.bind(FIRST) is None
+    assert not (function / "driver").is_symlink()
+    assert files(function).items() >= ONES.items()  # a reload does not revive it
+    machine.cure(FIRST)
+    assert machine.bind(FIRST) == entry
+    assert files(function).items() >= LINK_IN_ORDER.items()
+
+
+def test_what_ails_a_device_goes_with_it(machine: Machine) -> None:
+    machine.load("4.23")
+    machine.plug(FIRST)
+    clean = visible(machine)
+    for ailment in Ailment:
+        if ailment not in COUNTED:
+            machine.ail(FIRST, ailment)
+    machine.pull(FIRST)
+    machine.plug(FIRST)
+    assert machine.ailments(FIRST) == frozenset()
+    assert visible(machine) == clean
+
+
+def test_a_new_probe_enables_a_function_and_loads_its_firmware(machine: Machine) -> None:
+    machine.load("4.23")
+    machine.plug(FIRST)
+    for ailment in (Ailment.DISABLED, Ailment.FIRMWARE_LOST, Ailment.HOT):
+        machine.ail(FIRST, ailment)
+    enable = machine.function_directory(FIRST) / "enable"
+    assert enable.read_bytes() == b"0\n"
+    machine.reload("4.23")
+    assert enable.read_bytes() == b"1\n"
+    assert machine.firmware_loaded(FIRST)
+    assert machine.ailments(FIRST) == {Ailment.HOT}
+
+
+@pytest.mark.parametrize("generation", TABLE)
+def test_a_reset_costs_the_firmware_unless_the_kernel_driver_loads_it_again(
+    machine: Machine, generation: str
+) -> None:
+    machine.load(generation)
+    entry = machine.plug(FIRST, pci_id=bound_by(generation))
+    before = visible(machine)
+    assert machine.firmware_loaded(FIRST)
+    machine.reset(FIRST)
+    assert machine.firmware_loaded(FIRST) == (generation in {"5.0.1", "5.1", "5.2", "5.3"})
+    assert machine.entry(FIRST) == entry
+    assert visible(machine) == before  # the node stands, and nothing tells
+    machine.cure(FIRST)
+    assert machine.firmware_loaded(FIRST)
+
+
+def test_firmware_is_loaded_by_a_kernel_driver_that_finds_it(machine: Machine) -> None:
+    machine.load("4.17")
+    machine.plug(FIRST, firmware_ok=False)
+    machine.plug(SECOND)
+    assert machine.entry(FIRST)
+    assert not machine.firmware_loaded(FIRST)
+    assert machine.firmware_loaded(SECOND)
+    machine.unbind(SECOND)
+    assert not machine.firmware_loaded(SECOND)
+
+
+@pytest.mark.parametrize("generation", ["4.17", "4.23", "5.3"])
+def test_another_driver_may_take_a_function_and_give_it_back(
+    machine: Machine, generation: str
+) -> None:
+    machine.load(generation)
+    machine.plug(FIRST, pci_id=bound_by(generation))
+    before, entry = visible(machine), machine.entry(FIRST)
+    machine.usurp(FIRST)
+
+    function = machine.function_directory(FIRST)
+    other = machine.sys / "bus/pci/drivers/vfio-pci"
+    assert machine.entry(FIRST) is None
+    assert (function / "driver").resolve() == other
+    assert (other / FIRST).resolve() == function
+    assert (function / "uevent").read_bytes().startswith(b"DRIVER=vfio-pci\n")
+    assert (function / "driver_override").read_bytes() == b"vfio-pci\n"
+    assert [path.name for path in machine.dev.iterdir()] == []
+    machine.reload(generation)  # who is taken is not probed
+    assert machine.entry(FIRST) is None
+    machine.usurp(FIRST, "pci-stub")
+    assert not (other / FIRST).is_symlink()
+
+    machine.unload(generation)
+    machine.load(generation, major=507)
+    assert machine.bind(FIRST) == entry
+    after = {name: file for name, file in visible(machine).items() if "pci/drivers" not in name}
+    assert after == {name: file for name, file in before.items() if "pci/drivers" not in name}
+
+
+def test_a_function_that_another_driver_has_can_be_pulled(machine: Machine) -> None:
+    machine.plug(FIRST)
+    machine.usurp(FIRST)
+    machine.pull(FIRST)
+    assert machine.addresses == ()
+    assert [
+        path for path in machine.sys.rglob("*") if path.is_symlink() and not path.exists()
+    ] == []
+
+
+def test_a_module_stays_in_use_by_who_holds_a_board_that_was_pulled(machine: Machine) -> None:
+    machine.load("4.23")
+    machine.plug(FIRST)
+    machine.plug(SECOND)
+    refcnt = machine.sys / "module/hailo_pci/refcnt"
+    with machine.hold(FIRST):
+        with machine.hold(FIRST), machine.hold(SECOND):
+            machine.pull(FIRST)
+            assert refcnt.read_bytes() == b"3\n"
+        assert refcnt.read_bytes() == b"1\n"
+        with pytest.raises(MachineError, match="in use by 1"):
+            machine.unload("4.23")
+    assert refcnt.read_bytes() == b"0\n"
+    machine.unload("4.23")
+
+
+def test_the_socs_own_accelerator_has_no_link_but_may_run_hot(machine: Machine) -> None:
+    machine.load("integrated-5.2")
+    before = visible(machine)
+    machine.ail(SOC, Ailment.HOT)
+    assert machine.ailments(SOC) == {Ailment.HOT}
+    for ailment in (*SHOWN, *COUNTED):
+        with pytest.raises(MachineError, match="not on the PCI bus"):
+            machine.ail(SOC, ailment)
+    with pytest.raises(MachineError, match="not on the PCI bus"):
+        machine.reset(SOC)
+    assert machine.ailments(SOC) == {Ailment.HOT}
+    machine.cure(SOC)
+    assert visible(machine) == before
+    assert machine.firmware_loaded(SOC)
 
 
 # --- what the host permits ------------------------------------------------------------------------

@@ -119,7 +119,8 @@ def test_no_python_at_all_is_told_too(tmp_path: Path) -> None:
 
 
 def test_scripts_can_be_run_and_say_what_they_are_for() -> None:
-    scripts = [ROOT / ".ci" / "run", *(p for p in (ROOT / "hack").iterdir() if not p.suffix)]
+    hack = [p for p in (ROOT / "hack").iterdir() if p.is_file() and not p.suffix]
+    scripts = [ROOT / ".ci" / "run", *hack]
     assert {"build", "unit-test", "verify-lint", "verify-proto"} <= {s.name for s in scripts}
     for script in scripts:
         shebang, comment, *_ = script.read_text().splitlines()

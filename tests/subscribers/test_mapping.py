@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from hailo_agent.aio.supervise import State, Status
 from hailo_agent.core.change import Change, Kind, changes
-from hailo_agent.core.health import Fault, FaultCode
+from hailo_agent.core.chip import Architecture, Chip, Firmware, Temperatures
+from hailo_agent.core.health import Fault, FaultCode, Health, Severity
 from hailo_agent.core.inventory import Inventory
 from hailo_agent.core.offer import ResourceNames
+from hailo_agent.core.vitals import Vitals
 from hailo_agent.subscribers.mapping import About, to_changes, to_device, to_fault, to_inventory
 from hailo_agent.wire import agentapi
 from tests.strategies import (
@@ -151,7 +153,36 @@ def test_a_device_is_told_in_full() -> None:
         holders=[
             agentapi.Holder(namespace=HOLDER.namespace, pod=HOLDER.pod, container=HOLDER.container)
         ],
+        fit=True,
     )
+
+
+def test_what_was_measured_and_what_the_firmware_says_is_told() -> None:
+    known = only(after(seen(found(BOARD))))
+    asked = replace(
+        known,
+        firmware=Firmware(version="4.23.0", architecture=Architecture.HAILO_8L, serial="HLL1"),
+        vitals=Vitals(at=7.5, power_state="D0", power_managed=True),
+        chip=Chip(at=8.5, temperatures=Temperatures(ts0_celsius=41.5, ts1_celsius=42.0)),
+    )
+    told = to_device(asked, ABOUT)
+    assert told.firmware == agentapi.Firmware(
+        version="4.23.0", architecture="hailo-8l", serial="HLL1"
+    )
+    assert told.vitals == agentapi.Vitals(
+        at_unix_seconds=ABOUT.epoch + 7.5,
+        power_state="D0",
+        in_use=True,
+        temperatures_celsius=[41.5, 42.0],
+        temperatures_at_unix_seconds=ABOUT.epoch + 8.5,
+    )
+    assert to_device(replace(asked, vitals=None, chip=Chip(at=8.5)), ABOUT).vitals is None
+
+
+@pytest.mark.parametrize("health", list(Health))
+def test_every_health_has_its_own_word(health: Health) -> None:
+    told = to_device(replace(only(after(seen(found(BOARD)))), health=health), ABOUT)
+    assert told.health.name == health.name
 
 
 def test_zero_is_told_and_unknown_is_not() -> None:
@@ -201,7 +232,10 @@ def test_a_fault_is_told_with_code_words_and_date() -> None:
         message="is missing",
         remedy="look",
         since_unix_seconds=1_000_007.5,
+        severity="fatal",
     )
+    hot = replace(FAULT, severity=Severity.DEGRADED, evidence="99 °C")
+    assert (to_fault(hot, ABOUT).severity, to_fault(hot, ABOUT).evidence) == ("degraded", "99 °C")
 
 
 # --- the agent itself ----------------------------------------------------------------------------

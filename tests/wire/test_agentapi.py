@@ -40,4 +40,5 @@ def test_services_and_methods_have_the_names_that_other_languages_are_told() -> 
     assert set(api.DeviceEventsBase().__mapping__()) == {
         "/hailo.agent.v1.DeviceEvents/Watch",
         "/hailo.agent.v1.DeviceEvents/GetInventory",
+        "/hailo.agent.v1.DeviceEvents/ListRecent",
     }

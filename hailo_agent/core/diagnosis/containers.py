@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from hailo_agent.core.device import ALL
-from hailo_agent.core.diagnosis.facts import Facts, HostFacts, RuntimeConfig, SpecFacts
+from hailo_agent.core.diagnosis.facts import Facts, RuntimeConfig, SpecFacts
 from hailo_agent.core.diagnosis.finding import Finding, Verdict
 from hailo_agent.core.grant import Delivery
 from hailo_agent.core.runtimes import doubt
@@ -17,6 +17,10 @@ _MOST_SHOWN: Final = 3
 _USUAL_DIRS: Final = ("/etc/cdi", "/var/run/cdi")
 _FIX_SPEC: Final = "start the agent, which keeps it right"
 _FIX_SPEC_ALONE: Final = "`hailo-agent cdi generate`; the service hailo-agent-cdi keeps it right"
+_FIX_SPEC_RUNNING: Final = (
+    "run the doctor again in a moment, for an agent runs and mends it; if it stays, the agent's log"
+    " says why (spec.refused), or it was given another configuration than the doctor"
+)
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
@@ -28,7 +32,7 @@ def examine(facts: Facts) -> Iterator[Finding]:
         yield from _runtimes(facts)
     yield from _links(facts)
     yield from _modes(facts)
-    yield from _char_links(facts.host)
+    yield from _char_links(facts)
 
 
 # --- the spec ------------------------------------------------------------------------------------
@@ -60,7 +64,7 @@ def _directory(spec: SpecFacts) -> Iterator[Finding]:
 
 def _spec(facts: Facts) -> Finding:
     spec, expected = facts.spec, facts.expected
-    fix = _FIX_SPEC if facts.in_kubernetes else _FIX_SPEC_ALONE
+    fix = _how_to_fix(facts)
     if spec.unseen:
         return _about_spec(
             spec,
@@ -91,6 +95,12 @@ def _spec(facts: Facts) -> Finding:
             fix,
         )
     return _spec_against_truth(spec, spec.nodes, expected, fix)
+
+
+def _how_to_fix(facts: Facts) -> str:
+    if facts.agent.version:
+        return _FIX_SPEC_RUNNING
+    return _FIX_SPEC if facts.in_kubernetes else _FIX_SPEC_ALONE
 
 
 def _spec_against_truth(
@@ -152,12 +162,13 @@ def _foreign(facts: Facts) -> Iterator[Finding]:
     ours = {*facts.expected, *(spec.nodes or ())}
     for path in dict.fromkeys(path for path, name in spec.foreign if name in ours):
         names = _list([name for where, name in spec.foreign if where == path and name in ours])
+        verdict, why = _what_readers_do(path, spec)
         yield Finding(
             check="cdi.conflict",
             looked_at=path,
             found=f"defines {names}, as {spec.path} does",
-            verdict=Verdict.BROKEN,
-            why=_what_readers_do(path, spec),
+            verdict=verdict,
+            why=why,
             next_step=f"remove {path}, or the device from it",
         )
     for path in spec.leftovers:
@@ -171,14 +182,20 @@ def _foreign(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _what_readers_do(path: str, spec: SpecFacts) -> str:
+def _what_readers_do(path: str, spec: SpecFacts) -> tuple[Verdict, str]:
     """Say which of two files wins: by the order of their directories, and none within one."""
     theirs, ours = _rank(path, spec), _rank(spec.path, spec)
     if theirs is None or ours is None or theirs == ours:
-        return "of two files of equal rank that define one name, readers drop the name from both"
+        return (
+            Verdict.BROKEN,
+            "of two files of equal rank that define one name, readers drop the name from both",
+        )
     if theirs > ours:
-        return "its directory overrules ours, so that containers get what it says"
-    return "ours overrules it, but not for readers that look into its directory alone"
+        return Verdict.BROKEN, "its directory overrules ours, so that containers get what it says"
+    return (
+        Verdict.DEGRADED,
+        "ours overrules it, but not for readers that look into its directory alone",
+    )
 
 
 def _rank(path: str, spec: SpecFacts) -> int | None:
@@ -192,31 +209,39 @@ def _rank(path: str, spec: SpecFacts) -> int | None:
 
 def _runtimes(facts: Facts) -> Iterator[Finding]:
     configs = [c for c in facts.spec.configs if c.for_kubelet == facts.in_kubernetes]
-    if not configs:
+    if not configs and facts.in_kubernetes:
         yield Finding(
             check="runtime.cdi",
             looked_at="configurations of container runtimes",
             found="none found here",
             verdict=Verdict.UNSEEN,
-            why="containerd 1.7 ignores CDI unless told otherwise"
-            if facts.in_kubernetes
-            else "podman resolves CDI names since 4.1, docker since 25",
-            next_step="run the doctor on the host, or with `--root DIR` where its / is mounted",
+            why="containerd 1.7 ignores CDI unless told otherwise",
+            next_step=f"{_WHERE_IT_SEES}; `crictl info | grep -i cdi` tells as well",
         )
-    for config in configs:
-        yield _runtime(config, facts)
-    reason = doubt(facts.runtime_version, facts.delivery)
-    # A switch overrules what a version suggests; CRI-O has none.
-    is_on = any(c.cdi for c in configs) and not facts.runtime_version.startswith("cri-o://")
-    if reason and facts.in_kubernetes and not is_on:
+    elif not configs:
+        yield Finding(
+            check="runtime.cdi",
+            looked_at="container runtimes",
+            found="neither podman nor docker found here",
+            verdict=Verdict.UNSEEN,
+            why="somebody has to resolve CDI names: podman does since 4.1, docker since 25",
+            next_step=f"install one of them; or {_WHERE_IT_SEES}",
+        )
+    reason = doubt(facts.runtime_version, facts.delivery) if facts.in_kubernetes else ""
+    is_too_old = bool(reason) and not facts.runtime_version.startswith(_HAS_SWITCH)
+    findings = [_runtime(config, facts) for config in configs]
+    # What is too old has no switch that would help; where there is one, its file has the last word.
+    yield from (
+        f for f in findings if not (is_too_old and f.check == "runtime.cdi" and f.next_step)
+    )
+    if is_too_old or (reason and all(f.verdict is Verdict.UNSEEN for f in findings)):
         yield Finding(
             check="runtime.version",
             looked_at=f"runtime.version ({facts.runtime_version})",
-            found=reason,
+            found=reason.partition("; ")[0],  # what follows is of use in a log
             verdict=Verdict.DEGRADED if facts.has_fallback else Verdict.BROKEN,
-            why=_WITHOUT_MASK if facts.has_fallback else _WITHOUT_ANYTHING,
-            next_step="switch CDI on or update the runtime; or add annotation or devicespec to"
-            " runtime.delivery",
+            why=_WITHOUT_MASK if facts.has_fallback else _DOUBTED,
+            next_step=", or ".join(_ways_out(facts)),
         )
     if facts.runtime_version.startswith(_OLD_CRIO) and facts.spec.missing:
         yield Finding(
@@ -230,12 +255,30 @@ def _runtimes(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _ways_out(facts: Facts) -> Iterator[str]:
+    """Say what there is to do about a runtime that is too old for what it is asked."""
+    name = facts.runtime_version.partition("://")[0]
+    yield "update the runtime"
+    if facts.runtime_version.startswith(_HAS_SWITCH):
+        yield "switch CDI on in its configuration"
+    if name == "cri-o" and Delivery.ANNOTATION not in facts.delivery:
+        yield "with CRI-O 1.26 and 1.27, add annotation to runtime.delivery"
+    if not facts.has_fallback:
+        yield "add devicespec to runtime.delivery"
+
+
+_WHERE_IT_SEES: Final = "run the doctor on the host, or with `--root DIR` where its / is mounted"
+_HAS_SWITCH: Final = "containerd://1.7."
 _OLD_CRIO: Final = ("cri-o://1.24.", "cri-o://1.25.")
 _WITHOUT_MASK: Final = (
     "CDI names are ignored without a word; containers get their devnodes all the same, but see"
     " every device of the node in sysfs, over which libhailort stumbles"
 )
 _WITHOUT_ANYTHING: Final = "CDI names are ignored without a word: containers start without a device"
+_DOCKER_REFUSES: Final = (
+    'without it, docker refuses our names: could not select device driver "cdi"'
+)
+_DOUBTED: Final = "containers start without their device, or are not created"
 
 
 def _runtime(config: RuntimeConfig, facts: Facts) -> Finding:
@@ -259,7 +302,9 @@ def _runtime(config: RuntimeConfig, facts: Facts) -> Finding:
             looked_at=config.path,
             found=f"{config.runtime}: it does not say; {config.depends}",
             verdict=Verdict.UNSEEN,
-            why="without it, names are ignored without a word",
+            why="without it, names are ignored without a word"
+            if config.for_kubelet
+            else _DOCKER_REFUSES,
             next_step=config.to_switch_on,
         )
     if not cdi:
@@ -268,7 +313,7 @@ def _runtime(config: RuntimeConfig, facts: Facts) -> Finding:
             looked_at=config.path,
             found=f"{config.runtime}: CDI is off",
             verdict=Verdict.DEGRADED if facts.has_fallback else Verdict.BROKEN,
-            why=_WITHOUT_MASK if facts.has_fallback else _WITHOUT_ANYTHING,
+            why=_without(config, facts),
             next_step=config.to_switch_on,
         )
     if _canonical(ours) not in map(_canonical, dirs):
@@ -281,6 +326,12 @@ def _runtime(config: RuntimeConfig, facts: Facts) -> Finding:
             next_step=f"set runtime.cdi_dir to {dirs[-1]}, or add {ours} to cdi_spec_dirs",
         )
     return Finding(check="runtime.cdi", looked_at=config.path, found=f"{config.runtime}: CDI is on")
+
+
+def _without(config: RuntimeConfig, facts: Facts) -> str:
+    if not config.for_kubelet:
+        return _DOCKER_REFUSES
+    return _WITHOUT_MASK if facts.has_fallback else _WITHOUT_ANYTHING
 
 
 # --- nodes and links -----------------------------------------------------------------------------
@@ -299,7 +350,9 @@ def _links(facts: Facts) -> Iterator[Finding]:
             verdict=Verdict.DEGRADED,
             why="containers of the delivery devicespec name their device by this link; without it"
             " they are not created",
-            next_step="start the agent, which makes it; see runtime.links_dir",
+            next_step="start the agent, which makes it; see runtime.links_dir"
+            if not facts.agent.version
+            else "see in the agent's log why it could not make it (spec.refused)",
         )
 
 
@@ -319,8 +372,8 @@ def _modes(facts: Facts) -> Iterator[Finding]:
 
 def _mode(nodes: list[str], class_name: str, mode: int, facts: Facts) -> Finding:
     rule = (
-        f'write `SUBSYSTEM=="{class_name}", MODE="0666"` to /etc/udev/rules.d/51-hailo.rules, then'
-        f" `udevadm control --reload && udevadm trigger --subsystem-match={class_name}`"
+        f'\necho \'SUBSYSTEM=="{class_name}", MODE="0666"\' >> /etc/udev/rules.d/51-hailo.rules\n'
+        f"udevadm control --reload && udevadm trigger --subsystem-match={class_name}"
     )
     if facts.needs_spec:
         # A runtime that runs as root makes a node of its own; another one can only lend the host's.
@@ -329,7 +382,7 @@ def _mode(nodes: list[str], class_name: str, mode: int, facts: Facts) -> Finding
             check="devnode.mode",
             looked_at=_list(nodes),
             found=f"mode {mode:04o}; with CDI, a container's own node belongs to its user{alone}",
-            next_step=f"if containers are run without root: {rule}" if alone else "",
+            next_step=f"if containers are run without root:{rule}" if alone else "",
         )
     return Finding(
         check="devnode.mode",
@@ -337,24 +390,27 @@ def _mode(nodes: list[str], class_name: str, mode: int, facts: Facts) -> Finding
         found=f"mode {mode:04o}",
         verdict=Verdict.DEGRADED,
         why="without CDI the container's node has this mode, too: only root can open it",
-        next_step=rule,
+        next_step=f"let everybody open it:{rule}",
     )
 
 
-def _char_links(host: HostFacts) -> Iterator[Finding]:
-    for number, leads in (host.char_links or {}).items():
-        if not leads:
-            yield Finding(
-                check="devnode.char-link",
-                looked_at=f"/dev/char/{number}",
-                found="does not lead to the devnode",
-                verdict=Verdict.DEGRADED,
-                why="where systemd manages the cgroups, `systemctl daemon-reload` takes the device"
-                " away from running containers (nvidia-container-toolkit issue 48; runc before"
-                " 1.1.7)",
-                next_step="`udevadm trigger --action=add`; without udev, link it by hand from the"
-                " devnode",
-            )
+def _char_links(facts: Facts) -> Iterator[Finding]:
+    links = facts.host.char_links or {}
+    for device in facts.inventory.devices:
+        node = device.devnode
+        if node is None or links.get(str(node.number), True):
+            continue
+        yield Finding(
+            check="devnode.char-link",
+            looked_at=f"/dev/char/{node.number}",
+            found=f"does not lead to /dev/{node.name}",
+            verdict=Verdict.DEGRADED,
+            why="where systemd manages the cgroups, `systemctl daemon-reload` takes the device"
+            " away from running containers (nvidia-container-toolkit issue 48; runc before"
+            " 1.1.7)",
+            next_step=f"`ln -sf ../{node.name} /dev/char/{node.number}`, until the next boot; with"
+            f" udev, `udevadm trigger --action=add --subsystem-match={node.class_name}` does it",
+        )
 
 
 def _canonical(directory: str) -> str:

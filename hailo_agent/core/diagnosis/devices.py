@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from hailo_agent.core.device import Device, Link, Model, PciAddress, model_of
-from hailo_agent.core.diagnosis.facts import Facts, HostFacts, Port
+from hailo_agent.core.device import Device, Model, PciAddress, model_of
+from hailo_agent.core.diagnosis.driver import complaints
+from hailo_agent.core.diagnosis.facts import Facts, HostFacts
 from hailo_agent.core.diagnosis.finding import Finding, Verdict
 from hailo_agent.core.diagnosis.unserved import why_unserved
 from hailo_agent.core.drivers import PCI_DRIVERS, rebind
 from hailo_agent.core.health import Fault, FaultCode, Health
 from hailo_agent.core.observation import NodeKind, PciFunction, Sighting
+from hailo_agent.core.vitals import Link
 
 _GEN3_GTS: Final = 8.0
 _SHARED_BY_ALL: Final = frozenset({Model.HAILO_10H, Model.HAILO_12L})
@@ -40,11 +42,12 @@ def examine(facts: Facts) -> Iterator[Finding]:
             yield from round_.entry(sighting)
     if not facts.observation.functions and not facts.observation.sightings:
         yield Finding(
-            check="pci.function",
-            looked_at="PCI bus",
-            found="no function of vendor 1e60, and no class of Hailo's",
-            next_step="if there should be a card: `lspci -d 1e60:`, then reseat it and look"
-            " whether the slot is switched on",
+            check="pci.none",
+            looked_at="PCI bus and /sys/class",
+            found="no Hailo accelerator",
+            next_step="if there should be one: `lspci -d 1e60:`; if that shows none either, switch"
+            " off, reseat the card, and see that its slot is on (in the machine's firmware setup;"
+            " on a Raspberry Pi 5, `dtparam=pciex1` in /boot/firmware/config.txt)",
         )
     yield from round_.rest()
 
@@ -86,8 +89,8 @@ class _Round:
                 yield why_unserved(function, place, self.facts.host, self.class_names)
             return
         yield from self._device(sighting, place, self.devices.get(function.address))
-        if function.link is not None and function.link.is_degraded:
-            yield _slow(function, function.link, self.facts.host)
+        if function.link is not None:
+            yield from _link(function, function.link, self.facts.host)
 
     def entry(self, sighting: Sighting) -> Iterator[Finding]:
         """Speak of a class entry that no PCI function stands behind."""
@@ -102,7 +105,8 @@ class _Round:
 
     def _device(self, sighting: Sighting, place: str, device: Device | None) -> Iterator[Finding]:
         if device is not None and device.health is Health.HEALTHY and not device.denied:
-            yield _ready(device, place, self.facts.host)
+            if sighting.function is None or not _is_dead(device, self.facts.host):
+                yield _ready(device, place, self.facts.host)
             return
         subjects = {_name(sighting), str(sighting.device_id), str(sighting.address)}
         faults = [*(() if device is None else device.faults), *self._faults(subjects)]
@@ -137,6 +141,11 @@ def _perhaps_served(function: PciFunction, place: str, nameless: tuple[str, ...]
     )
 
 
+def _is_dead(device: Device, host: HostFacts) -> bool:
+    """Tell whether the kernel log knows better; `driver` then speaks of its PCI function."""
+    return any(finding.verdict is Verdict.BROKEN for finding in complaints(device, host))
+
+
 def _ready(device: Device, place: str, host: HostFacts) -> Finding:
     node = "" if device.devnode is None else device.devnode.name
     ready = f"ready as {device.id}, /dev/{node}"
@@ -169,32 +178,36 @@ def _is_open(address: PciAddress | None, host: HostFacts) -> bool:
     )
 
 
-def _slow(function: PciFunction, link: Link, host: HostFacts) -> Finding:
-    now, best = _speed(link.speed_gts, link.width), _speed(link.max_speed_gts, link.max_width)
+def _link(function: PciFunction, link: Link, host: HostFacts) -> Iterator[Finding]:
+    """Speak of a link that is slower than card and slot allow, or whose slot is itself slow."""
+    where, now = f"PCIe link of {function.address}", _speed(link.speed_gts, link.width)
     port = host.ports.get(function.address)
-    limited = port is not None and _is_all_there_is(link, port)
-    step = (
-        "use a slot with more lanes or a newer PCIe generation"
-        if limited
-        else "reseat the card, try another cable or slot, and look for AER messages in the kernel"
-        " log"
-    )
-    pi = "; on a Raspberry Pi 5, `dtparam=pciex1_gen=3` in /boot/firmware/config.txt, then reboot"
-    return Finding(
-        check="device.link",
-        looked_at=f"PCIe link of {function.address}",
-        found=f"{now}, the card could do {best}"
-        + (", and this is all that its slot can do" if limited else ""),
-        verdict=Verdict.DEGRADED,
-        why="it works, but frames reach the chip more slowly than they could",
-        next_step=step + (pi if link.speed_gts < _GEN3_GTS else ""),
-    )
+    if link.is_degraded:
+        is_slow = link.speed_gts < min(_GEN3_GTS, link.max_speed_gts)
+        yield Finding(
+            check="device.link",
+            looked_at=where,
+            found=f"{now}, card and slot could do {_speed(link.max_speed_gts, link.max_width)}",
+            verdict=Verdict.DEGRADED,
+            why="it works, but frames reach the chip more slowly than they could",
+            next_step=f"{_TRY_GEN3}; elsewhere, {_RESEAT}" if is_slow else _RESEAT,
+        )
+    elif port is not None and port.max_speed_gts < _GEN3_GTS:
+        # Every Hailo chip can do better. Whether the slot can, only its owner knows.
+        yield Finding(
+            check="device.link",
+            looked_at=where,
+            found=f"{now}, which is all that its slot does",
+            next_step=f"{_TRY_GEN3}; elsewhere, a newer slot would make it faster",
+        )
 
 
-def _is_all_there_is(link: Link, port: Port) -> bool:
-    return link.speed_gts >= min(link.max_speed_gts, port.max_speed_gts) and link.width >= min(
-        link.max_width, port.max_width
-    )
+_TRY_GEN3: Final = (
+    "on a Raspberry Pi 5, write `dtparam=pciex1_gen=3` into /boot/firmware/config.txt and reboot"
+)
+_RESEAT: Final = (
+    "reseat the card, try another cable or slot, and look for AER messages in the kernel log"
+)
 
 
 def _speed(gts: float, width: int) -> str:

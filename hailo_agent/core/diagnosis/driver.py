@@ -33,8 +33,6 @@ _LARGE_PAGE_BYTES: Final = 16384
 _IS_OFF: Final = "0"
 """Of force_desc_page_size: go by the kernel's pages."""
 
-_DID_NOT_FIND_IT: Final = "firmware not loaded: the driver did not find it when it looked"
-_IS_NOT_THERE: Final = "firmware missing, though it may have been there when the driver looked"
 _POWER_CYCLE: Final = "switch the machine off and on again: a reboot may keep the card powered"
 
 
@@ -47,8 +45,8 @@ def examine(facts: Facts) -> Iterator[Finding]:
     yield from _collision(facts)
     yield from _page_size(host, facts.inventory.devices)
     for device in facts.inventory.devices:
-        yield from _told_of(device, host)
-    if host.kernel_log is None:
+        yield from complaints(device, host)
+    if host.kernel_log is None and _is_there_something_to_tell(facts):
         yield Finding(
             check="kernel.log",
             looked_at=host.kernel_log_path,
@@ -58,6 +56,11 @@ def examine(facts: Facts) -> Iterator[Finding]:
             next_step="run the doctor as root; or, as root, `dmesg > FILE`, and then run it with"
             " `--kernel-log FILE`",
         )
+
+
+def _is_there_something_to_tell(facts: Facts) -> bool:
+    seen = facts.observation
+    return bool(facts.host.modules) or seen is None or bool(seen.functions or seen.sightings)
 
 
 def _version(module: Module) -> Finding:
@@ -104,8 +107,9 @@ def _libraries(host: HostFacts) -> Iterator[Finding]:
                 verdict=Verdict.DEGRADED,
                 why="what uses this library fails with HAILO_INVALID_DRIVER_VERSION (76); images"
                 " that bring their own library are not concerned",
-                next_step="install driver, library and firmware of one release, reload the driver"
-                f" (or reboot), and see `modinfo -F version {host.modules[0].name}`",
+                next_step=f"`modinfo -F version {host.modules[0].name}`: if it says {library}, that"
+                " driver is installed and not loaded yet: reboot; if not, install driver and"
+                f" firmware {library}, or library {loaded}",
             )
 
 
@@ -165,46 +169,56 @@ def _number(parameter: str) -> int:
 # --- of one device that has a node ---------------------------------------------------------------
 
 
-def _told_of(device: Device, host: HostFacts) -> Iterator[Finding]:
+def complaints(device: Device, host: HostFacts) -> Iterator[Finding]:
     """Say what the kernel log tells of a device that looks well from outside."""
     if device.address is None:
         return
     attempt = last_attempt(host.kernel_log or (), device.address)
-    place = f"PCI {device.address}"
     version = Version.parse(device.driver_version)
     if attempt.mismatch:
         yield Finding(
             check="driver.endpoint",
-            looked_at=f"{host.kernel_log_path}: {place}",
-            found=attempt.mismatch,
+            looked_at=_place(device),
+            found=f"{_has_node(device)}the chip still runs the firmware of another release:"
+            f" {attempt.mismatch}",
             verdict=Verdict.BROKEN,
-            why="the chip still runs the firmware of another release, and refuses every call"
-            " (EINVAL); it is loaded once, when the chip gets power",
+            why="it refuses every call (EINVAL); firmware is loaded once, when the chip gets power",
             next_step=f"{_POWER_CYCLE}; `echo 1 > /sys/bus/pci/devices/{device.address}/reset` and"
             " a reload of the driver have helped as well (hailo_model_zoo_genai PR 11)",
         )
     if attempt.outcome is Outcome.FAILED:
         yield Finding(
             check="driver.activation",
-            looked_at=f"{host.kernel_log_path}: {place}",
-            found=attempt.line,
+            looked_at=_place(device),
+            found=f"{_has_node(device)}the chip was not started again: {attempt.line}",
             verdict=Verdict.BROKEN,
-            why="the node is still there, but the chip was not started again (as after a resume)",
+            why="the node was made by an earlier start, before a resume or a reset; nothing runs"
+            " behind it now",
             next_step=f"{rebind(device.address, device.driver)}; if that does not help,"
             f" {_POWER_CYCLE}",
         )
     elif attempt.was_reset and version is not None and version < RESET_LOADS_FIRMWARE:
         yield Finding(
             check="driver.reset",
-            looked_at=f"{host.kernel_log_path}: {place}",
-            found=f"the function was reset, and {version} does not load firmware again",
+            looked_at=_place(device),
+            found=f"{_has_node(device)}the function was reset, and driver {version} does not load"
+            " firmware again",
             verdict=Verdict.BROKEN,
-            why="the node is still there, but nothing runs on the chip",
+            why="nothing runs on the chip, so every call fails",
             next_step=rebind(device.address, device.driver),
         )
     if version is not None and version < PROBE_NEEDS_FIRMWARE:
         was_missed = attempt.cause is Cause.NO_FIRMWARE
         yield from _firmware(device, version, host, was_missed=was_missed)
+
+
+def _place(device: Device) -> str:
+    return f"PCI {device.address} ({device.pci_id or 'id unreadable'}, {device.model})"
+
+
+def _has_node(device: Device) -> str:
+    """Grant that it looks well, which is what misleads."""
+    return "" if device.devnode is None else f"there is a node, /dev/{device.devnode.name}, but "
 
 
 def _firmware(
@@ -218,7 +232,19 @@ def _firmware(
     names = firmware_of(device.pci_id)
     files = ", ".join(f"{host.firmware_dir}/{name}" for name in names)
     absent = any(host.firmware.get(name) is False for name in names)
-    if not was_missed and not absent:
+    again = rebind(device.address, device.driver)
+    if was_missed:
+        yield Finding(
+            check="driver.firmware",
+            looked_at=_place(device),
+            found=f"{_has_node(device)}no firmware: the driver did not find {files} when it looked",
+            verdict=Verdict.BROKEN,
+            why=f"driver {version} makes a node even if it finds no firmware; every call to such a"
+            " device fails",
+            next_step=f"install the firmware of release {version} there, then {again}",
+        )
+        return
+    if not absent:
         if host.kernel_log is None and names:
             yield Finding(
                 check="driver.firmware",
@@ -232,10 +258,9 @@ def _firmware(
     yield Finding(
         check="driver.firmware",
         looked_at=files,
-        found=_DID_NOT_FIND_IT if was_missed else _IS_NOT_THERE,
-        verdict=Verdict.BROKEN if was_missed else Verdict.DEGRADED,
+        found="firmware missing, though it may have been there when the driver looked",
+        verdict=Verdict.DEGRADED,
         why=f"driver {version} makes a node even if it finds no firmware; every call to such a"
         " device fails",
-        next_step=f"install the firmware of release {version} there, then"
-        f" {rebind(device.address, device.driver)}",
+        next_step=f"install the firmware of release {version} there, then {again}",
     )

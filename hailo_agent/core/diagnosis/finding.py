@@ -36,6 +36,14 @@ class Finding:
 
 def worst(findings: Iterable[Finding]) -> Verdict:
     """Sum findings up; what could not be seen does not make a node ill."""
-    order = list(Verdict)
-    verdict = order[max((order.index(finding.verdict) for finding in findings), default=0)]
+    verdict = max((finding.verdict for finding in findings), key=_badness, default=Verdict.OK)
     return Verdict.OK if verdict is Verdict.UNSEEN else verdict
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Sort by verdict; findings of one verdict keep their order."""
+    return tuple(sorted(findings, key=lambda finding: -_badness(finding.verdict)))
+
+
+def _badness(verdict: Verdict) -> int:
+    return list(Verdict).index(verdict)

@@ -10,17 +10,19 @@ from hailo_agent.core.diagnosis.finding import Finding, Verdict
 
 def examine(facts: Facts) -> Iterator[Finding]:
     """Look at the kubelet, if there should be one, and at the agent."""
-    if facts.in_kubernetes:
-        yield _socket(facts.kubelet)
-        yield from _root(facts.kubelet)
-        yield from _resources(facts)
-    else:
+    if not facts.in_kubernetes:
         yield Finding(
             check="kubelet.socket",
             looked_at=facts.kubelet.plugin_dir,
             found="no kubelet on this machine; podman and docker need none",
         )
+        yield from _agent(facts)
+        return
+    socket = _socket(facts.kubelet)
+    yield socket
+    yield from _root(facts.kubelet)
     yield from _agent(facts)
+    yield from _resources(facts, is_down=socket.verdict is Verdict.BROKEN)
 
 
 def _socket(kubelet: KubeletFacts) -> Finding:
@@ -71,8 +73,10 @@ def _root(kubelet: KubeletFacts) -> Iterator[Finding]:
         )
 
 
-def _resources(facts: Facts) -> Iterator[Finding]:
+def _resources(facts: Facts, *, is_down: bool) -> Iterator[Finding]:
     for resource, is_registered in facts.kubelet.registered.items():
+        if is_registered is None and is_down:
+            continue  # which is why, and was said
         if is_registered is None:
             yield Finding(
                 check="kubelet.resource",
@@ -100,9 +104,15 @@ def _resources(facts: Facts) -> Iterator[Finding]:
                 found="not counted by the kubelet, though there are usable devices",
                 verdict=Verdict.BROKEN,
                 why="pods that ask for it stay pending",
-                next_step="start the agent; if it runs, its log says why it could not register"
-                " (plugin.waiting, plugin.rejected)",
+                next_step=_how_to_register(facts.agent),
             )
+
+
+def _how_to_register(agent: AgentFacts) -> str:
+    log = "its log says why it could not register (plugin.waiting, plugin.rejected)"
+    if agent.version:
+        return f"look again in a moment, for an agent runs; if it stays, {log}"
+    return f"start the agent; if it runs, {log}" if agent.unseen else "start the agent"
 
 
 def _agent(facts: Facts) -> Iterator[Finding]:
@@ -119,7 +129,7 @@ def _agent(facts: Facts) -> Iterator[Finding]:
         )
         return
     if not agent.version:
-        yield _not_running(agent, where, in_kubernetes=facts.in_kubernetes)
+        yield _not_running(where, facts) if facts.in_kubernetes else _not_needed(where, facts)
         return
     yield Finding(
         check="agent.running",
@@ -133,23 +143,36 @@ def _agent(facts: Facts) -> Iterator[Finding]:
         yield _part(part)
 
 
-def _not_running(agent: AgentFacts, where: str, *, in_kubernetes: bool) -> Finding:
-    if not in_kubernetes:
-        return Finding(
-            check="agent.running",
-            looked_at=where,
-            found="no agent runs, so the spec is as somebody left it",
-            next_step="`systemctl enable --now hailo-agent-cdi` keeps it true as devices come and"
-            " go",
-        )
+def _not_needed(where: str, facts: Facts) -> Finding:
+    """Say what goes without an agent where there is no kubelet: everything but change."""
+    if facts.spec.nodes is not None or facts.spec.problems:
+        found = "no agent runs, so the spec is as somebody left it"
+    elif facts.expected:
+        found = "no agent runs, so nobody keeps a spec"
+    else:
+        found = "no agent runs, so a device that comes will not be noticed"
     return Finding(
         check="agent.running",
         looked_at=where,
-        found=agent.error or "no agent answers",
-        verdict=Verdict.DEGRADED,
-        why="nobody tells the kubelet of devices; what is running goes on",
-        next_step="start it, and see why it stopped: `kubectl -n kube-system get pods -o wide |"
-        " grep hailo-agent`, or the log of the service",
+        found=found,
+        next_step="`systemctl enable --now hailo-agent-cdi` (manifests/systemd) keeps the spec true"
+        " as devices come and go",
+    )
+
+
+def _not_running(where: str, facts: Facts) -> Finding:
+    agent, counted = facts.agent, facts.kubelet.registered
+    is_missed = any(counted.get(resource) is False for resource in facts.offered)
+    return Finding(
+        check="agent.running",
+        looked_at=where,
+        found=f"no agent answers: {agent.error}" if agent.error else "no agent answers",
+        # A kubelet that still counts our devices may have an agent with another socket.
+        verdict=Verdict.BROKEN if is_missed else Verdict.DEGRADED,
+        why="nobody tells the kubelet of devices, so that new pods wait for theirs; containers that"
+        " run go on",
+        next_step="`pgrep -af hailo-agent`, or `kubectl get pods -A -o wide | grep hailo-agent`,"
+        " tells whether one runs here; start it, and read at the end of its log why it stopped",
     )
 
 

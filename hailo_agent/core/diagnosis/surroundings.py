@@ -80,8 +80,8 @@ def _inotify(host: HostFacts) -> Iterator[Finding]:
             looked_at=where,
             found=f"{shown}, and all are in use" if is_exhausted else f"{shown}, which is little",
             verdict=Verdict.DEGRADED,
-            why='programs fail with "too many open files"; the agent does without, and hears of'
-            " changes later; containerd and the kubelet do worse",
+            why='once all are in use, programs fail with "too many open files": the agent goes on'
+            " without, and hears of changes later; the kubelet and containerd may not start at all",
             next_step=f"`sysctl -w {where}={_MANY_INSTANCES}`, and the same in a file in"
             " /etc/sysctl.d",
         )

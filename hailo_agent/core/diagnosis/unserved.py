@@ -24,6 +24,7 @@ from hailo_agent.core.drivers import (
     collide,
     firmware_of,
     line_of,
+    rebind,
 )
 from hailo_agent.core.observation import PciFunction
 
@@ -127,12 +128,17 @@ def _no_driver(function: PciFunction, host: HostFacts) -> _Reason | None:
             next_step=_install(line, host),
         )
     kernel = f" for kernel {host.kernel_release}" if host.kernel_release else ""
+    if installed is None:
+        return _Reason(
+            found="no driver: no Hailo kernel module is loaded",
+            why=why,
+            next_step=_install(line, host),
+        )
     return _Reason(
-        found="no driver: no Hailo kernel module is loaded"
-        + ("" if installed is None else f", nor installed{kernel}"),
-        why=why
-        + ("" if installed is None else "; after a kernel update, DKMS has to build it anew"),
-        next_step=_install(line, host),
+        found=f"no driver: no Hailo kernel module is loaded, nor installed{kernel}",
+        why=f"{why}; after a kernel update, DKMS has to build it anew",
+        next_step=f"{_install(line, host)}; if `dkms status` lists it for another kernel, `dkms"
+        " autoinstall` builds it for this one",
     )
 
 
@@ -298,9 +304,32 @@ def _firmware_missing(files: tuple[str, ...], function: PciFunction, host: HostF
         found="firmware missing: "
         + (", ".join(f"{host.firmware_dir}/{name}" for name in names) or "which, it does not say"),
         why="the driver loads it into the chip at every start, and gives up without it",
-        next_step="install the firmware of the very release of the driver"
-        f" ({_loaded(pcie_modules(host))}), then `modprobe -r` and `modprobe` the module",
+        next_step=_install_firmware(function, host),
     )
+
+
+def _install_firmware(function: PciFunction, host: HostFacts) -> str:
+    """Say which release is wanted and how to have the driver try again, leaving others alone."""
+    modules = [module for module in pcie_modules(host) if _may_serve(module, function.pci_id)]
+    if len(modules) != 1:
+        return (
+            f"install the firmware of the driver's very release ({_loaded(modules)}), then reload"
+            " the driver"
+        )
+    (module,) = modules
+    again = rebind(function.address, function.driver)
+    if function.driver is None:
+        again = f"`echo {function.address} > /sys/bus/pci/drivers/{_DRIVER[module.name]}/bind`"
+    return f"install the firmware of release {module.version or 'unknown'} there, then {again}"
+
+
+_DRIVER: Final = dict(zip(PCIE_MODULES, PCI_DRIVERS, strict=True))
+"""What each module calls itself on the PCI bus."""
+
+
+def _may_serve(module: Module, pci_id: PciId | None) -> bool:
+    version = Version.parse(module.version)
+    return version is None or pci_id is None or binds(version, pci_id) is not False
 
 
 def _absent(function: PciFunction, host: HostFacts) -> tuple[str, ...]:
@@ -320,11 +349,11 @@ def _install(line: Line | None, host: HostFacts) -> str:
             "install the kernel driver that Hailo names for this chip, which is newer than this"
             " agent"
         )
-    in_the_way = pcie_modules(host) or host.installed
+    in_the_way = _loaded(pcie_modules(host)) or _list(host.installed or ())
     return (
         f"install a kernel driver {line.name} (hailort-drivers, branch {line.branch}; Raspberry Pi"
         f" OS: package {line.package}) and its firmware, "
-        + ("remove the other line, " if in_the_way else "")
+        + (f"remove {in_the_way} unless another card needs it, " if in_the_way else "")
         + f"then `modprobe {line.module}`"
     )
 

@@ -11,14 +11,19 @@ __all__ = (
     "DeviceEventsBase",
     "DeviceEventsStub",
     "Fault",
+    "Firmware",
     "GetInventoryRequest",
     "GetInventoryResponse",
     "Health",
     "Holder",
     "Inventory",
     "Link",
+    "ListRecentRequest",
+    "ListRecentResponse",
     "Part",
     "Readiness",
+    "RecentChange",
+    "Vitals",
     "WatchRequest",
     "WatchResponse",
 )
@@ -132,12 +137,24 @@ class Health(betterproto2.Enum):
 
     UNHEALTHY = 2
 
+    DEGRADED = 3
+    """
+    Still handed out, but not as it should be.
+    """
+
+    UNKNOWN = 4
+    """
+    Nobody can tell; whether it is handed out is a setting.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
             0: "HEALTH_UNSPECIFIED",
             1: "HEALTH_HEALTHY",
             2: "HEALTH_UNHEALTHY",
+            3: "HEALTH_DEGRADED",
+            4: "HEALTH_UNKNOWN",
         }
 
     @classmethod
@@ -146,6 +163,8 @@ class Health(betterproto2.Enum):
             "HEALTH_UNSPECIFIED": 0,
             "HEALTH_HEALTHY": 1,
             "HEALTH_UNHEALTHY": 2,
+            "HEALTH_DEGRADED": 3,
+            "HEALTH_UNKNOWN": 4,
         }
 
 
@@ -264,7 +283,7 @@ class Device(betterproto2.Message):
 
     faults: "list[Fault]" = betterproto2.field(17, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    Why it is not healthy. A healthy device has none.
+    What is wrong with it, worst first. A healthy device may have faults that only inform.
     """
 
     held: "bool | None" = betterproto2.field(18, betterproto2.TYPE_BOOL, optional=True)
@@ -275,6 +294,21 @@ class Device(betterproto2.Message):
     holders: "list[Holder]" = betterproto2.field(19, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Who holds it, as far as the kubelet tells.
+    """
+
+    fit: "bool" = betterproto2.field(20, betterproto2.TYPE_BOOL)
+    """
+    Whether a pod may be given it now, as far as its health goes.
+    """
+
+    firmware: "Firmware | None" = betterproto2.field(21, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    What the firmware says it is; absent until it has been asked.
+    """
+
+    vitals: "Vitals | None" = betterproto2.field(22, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    What was measured last. No change is sent when only this moves.
     """
 
 
@@ -312,8 +346,43 @@ class Fault(betterproto2.Message):
     When it was first seen, in seconds since 1970.
     """
 
+    severity: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    "info", "degraded", "unknown" or "fatal".
+    """
+
+    evidence: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    What was measured last, in words; empty if nothing was.
+    """
+
 
 default_message_pool.register_message("hailo.agent.v1", "Fault", Fault)
+
+
+@dataclass(eq=False, repr=False)
+class Firmware(betterproto2.Message):
+    """
+    What the firmware says of itself and its chip. Texts are empty where a board has none.
+    """
+
+    version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    architecture: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    "hailo-8", "hailo-8l", ... or "unknown".
+    """
+
+    board_name: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    serial: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+
+    part_number: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+
+    product_name: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("hailo.agent.v1", "Firmware", Firmware)
 
 
 @dataclass(eq=False, repr=False)
@@ -415,6 +484,38 @@ default_message_pool.register_message("hailo.agent.v1", "Link", Link)
 
 
 @dataclass(eq=False, repr=False)
+class ListRecentRequest(betterproto2.Message):
+    subject: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Only what is about this device id, path or entry; everything if empty.
+    """
+
+
+default_message_pool.register_message("hailo.agent.v1", "ListRecentRequest", ListRecentRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ListRecentResponse(betterproto2.Message):
+    changes: "list[RecentChange]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The oldest first.
+    """
+
+    forgotten: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    """
+    How many older changes of this run are not remembered any more, whatever they were about.
+    """
+
+    instance: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    The run of the agent, as in Inventory; what happened before it is not known.
+    """
+
+
+default_message_pool.register_message("hailo.agent.v1", "ListRecentResponse", ListRecentResponse)
+
+
+@dataclass(eq=False, repr=False)
 class Part(betterproto2.Message):
     """
     One supervised task of the agent.
@@ -451,6 +552,85 @@ class Readiness(betterproto2.Message):
 
 
 default_message_pool.register_message("hailo.agent.v1", "Readiness", Readiness)
+
+
+@dataclass(eq=False, repr=False)
+class RecentChange(betterproto2.Message):
+    """
+    One change, in a line.
+    """
+
+    at_unix_seconds: "float" = betterproto2.field(1, betterproto2.TYPE_DOUBLE)
+
+    kind: "ChangeKind" = betterproto2.field(
+        2, betterproto2.TYPE_ENUM, default_factory=lambda: ChangeKind(0)
+    )
+
+    subject: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    The device id; or what the fault is about, if it is of no device.
+    """
+
+    words: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    For people.
+    """
+
+    codes: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Codes of the faults that were there after the change; of a fault that is over, its own.
+    """
+
+    health: "Health" = betterproto2.field(
+        6, betterproto2.TYPE_ENUM, default_factory=lambda: Health(0)
+    )
+    """
+    The device's after the change; unspecified if it is about no device.
+    """
+
+    held: "bool | None" = betterproto2.field(7, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Whether a pod held the device then; absent if nobody could tell.
+    """
+
+    holders: "list[Holder]" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("hailo.agent.v1", "RecentChange", RecentChange)
+
+
+@dataclass(eq=False, repr=False)
+class Vitals(betterproto2.Message):
+    """
+    The newest measurements of a device. What could not be measured is absent.
+    """
+
+    at_unix_seconds: "float" = betterproto2.field(1, betterproto2.TYPE_DOUBLE)
+    """
+    When the kernel was asked, in seconds since 1970.
+    """
+
+    power_state: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    As the kernel names it: "D0", "D3hot".
+    """
+
+    in_use: "bool | None" = betterproto2.field(3, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Whether somebody holds it open.
+    """
+
+    temperatures_celsius: "list[float]" = betterproto2.field(
+        4, betterproto2.TYPE_DOUBLE, repeated=True
+    )
+    """
+    Degrees Celsius of the chip's sensors, and when they were read, in seconds since 1970.
+    """
+
+    temperatures_at_unix_seconds: "float" = betterproto2.field(5, betterproto2.TYPE_DOUBLE)
+
+
+default_message_pool.register_message("hailo.agent.v1", "Vitals", Vitals)
 
 
 @dataclass(eq=False, repr=False)
@@ -540,6 +720,27 @@ class DeviceEventsStub(betterproto2_grpclib.ServiceStub):
             metadata=metadata,
         )
 
+    async def list_recent(
+        self,
+        message: "ListRecentRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ListRecentResponse":
+        """
+        What happened lately, as far as this run of the agent remembers.
+        """
+
+        return await self._unary_unary(
+            "/hailo.agent.v1.DeviceEvents/ListRecent",
+            message,
+            ListRecentResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
 
 class DeviceEventsBase(betterproto2_grpclib.ServiceBase):
     async def watch(self, message: "WatchRequest") -> "AsyncIterator[WatchResponse]":
@@ -555,6 +756,13 @@ class DeviceEventsBase(betterproto2_grpclib.ServiceBase):
     async def get_inventory(self, message: "GetInventoryRequest") -> "GetInventoryResponse":
         """
         The inventory of this moment.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def list_recent(self, message: "ListRecentRequest") -> "ListRecentResponse":
+        """
+        What happened lately, as far as this run of the agent remembers.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -578,6 +786,14 @@ class DeviceEventsBase(betterproto2_grpclib.ServiceBase):
         response = await self.get_inventory(request)
         await stream.send_message(response)
 
+    async def __rpc_list_recent(
+        self, stream: "grpclib.server.Stream[ListRecentRequest, ListRecentResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.list_recent(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
         return {
             "/hailo.agent.v1.DeviceEvents/Watch": grpclib.const.Handler(
@@ -591,5 +807,11 @@ class DeviceEventsBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 GetInventoryRequest,
                 GetInventoryResponse,
+            ),
+            "/hailo.agent.v1.DeviceEvents/ListRecent": grpclib.const.Handler(
+                self.__rpc_list_recent,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ListRecentRequest,
+                ListRecentResponse,
             ),
         }

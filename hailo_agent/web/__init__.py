@@ -1,0 +1,1 @@
+"""Whoever speaks HTTP: people, probes and Prometheus. Nothing can be changed through it."""
