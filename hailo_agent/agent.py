@@ -10,7 +10,6 @@ import asyncio
 import importlib
 import platform
 import re
-import secrets
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -22,32 +21,25 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from hailo_agent import __version__
+from hailo_agent import __version__, outfit
 from hailo_agent.aio.doorbell import Doorbell
 from hailo_agent.aio.latest import Latest
 from hailo_agent.aio.supervise import Part, Report, Roster, State, Status, supervise
 from hailo_agent.aio.tally import Tally
-from hailo_agent.core.cdi import FILE_NAME, Place, Spec, numbers, render
-from hailo_agent.core.chip import Limits
+from hailo_agent.core.cdi import Spec, numbers, render
 from hailo_agent.core.cordon import Cordons
-from hailo_agent.core.device import FAMILIES, DeviceId, DeviceNumber, Family, Identity
+from hailo_agent.core.device import DeviceId, DeviceNumber
 from hailo_agent.core.grant import Delivery
-from hailo_agent.core.health import RULES, FaultCode, Patience, Rule, Severity, Standards
-from hailo_agent.core.inventory import FORGET_GRACE_SECONDS, Inventory, Policy, decide
+from hailo_agent.core.inventory import FORGET_GRACE_SECONDS, Inventory, decide
 from hailo_agent.core.observation import Observation
-from hailo_agent.core.offer import ResourceNames, endpoint_name
+from hailo_agent.core.offer import endpoint_name
 from hailo_agent.core.runtimes import doubt
 from hailo_agent.core.usage import DeviceUsage
 from hailo_agent.errors import EdgeError, SpecStoreError
-from hailo_agent.host import notifications, uevent
+from hailo_agent.host import uevent
 from hailo_agent.host.cordons import CordonFile
-from hailo_agent.host.hailortcli import HailortCli
 from hailo_agent.host.monitor import MonitorReader, has_own_filesystem
-from hailo_agent.host.notifications import Listeners
-from hailo_agent.host.probe import Prober
-from hailo_agent.host.scan import Scanner
-from hailo_agent.host.senses import Questions, Senses, Target
-from hailo_agent.host.vitals import VitalsReader, host_memory
+from hailo_agent.host.senses import Target
 from hailo_agent.host.watch import Watched, watch
 from hailo_agent.kubelet.deviceplugin import Terms
 from hailo_agent.kubelet.podresources import PodResources
@@ -56,9 +48,9 @@ from hailo_agent.reconcile import Reconciler
 from hailo_agent.rpc.endpoint import serving
 from hailo_agent.runtime.links import DeviceLinks
 from hailo_agent.runtime.specs import SpecStore
-from hailo_agent.settings import FaultRule, Settings
+from hailo_agent.settings import Settings
 from hailo_agent.subscribers import client
-from hailo_agent.subscribers.mapping import About, to_inventory
+from hailo_agent.subscribers.mapping import to_inventory
 from hailo_agent.subscribers.service import DeviceEvents
 from hailo_agent.wire import agentapi
 
@@ -69,9 +61,8 @@ _STREAMS_END_SECONDS: Final = 2.0
 _CORDONS_SECONDS: Final = 2.0
 _MONITOR_DEADLINE_SECONDS: Final = 2.0
 _USAGE_SECONDS: Final = 1.0
+_RENEWAL_SECONDS: Final = 0.1
 _OWN_FILESYSTEM: Final = "mount a tmpfs with a size there: containers may fill it"
-_WORKER_SECONDS: Final = 20.0
-"""No process to ask devices is kept for longer: at the usual period it would idle for a minute."""
 _ANSWERED_SECONDS: Final = 0.05
 """By then the kubelet has its answer; what follows from a grant must not compete with that."""
 _NEEDS_NO_LOOK: Final = frozenset(
@@ -122,13 +113,13 @@ async def _run(agent: Agent, reload: Callable[[], None]) -> None:
 async def look(settings: Settings) -> agentapi.Inventory:
     """Look at the machine once, without an agent, a kubelet or a trace."""
     _, inventory = await observe_once(settings)
-    return to_inventory(inventory, 0, (), _about(settings, resource_names(settings)))
+    return to_inventory(inventory, 0, (), outfit.about(settings, outfit.resource_names(settings)))
 
 
 async def look_for_spec(settings: Settings) -> tuple[Spec | None, Mapping[str, DeviceNumber]]:
     """Render the spec of what is here now, and the device numbers behind its names."""
     _, inventory = await observe_once(settings)
-    return render(inventory, _place(settings)), numbers(inventory)
+    return render(inventory, outfit.place(settings)), numbers(inventory)
 
 
 async def observe_once(settings: Settings) -> tuple[Observation, Inventory]:
@@ -137,8 +128,10 @@ async def observe_once(settings: Settings) -> tuple[Observation, Inventory]:
     Raises:
         HostError: sysfs does not answer.
     """
-    seen = await _scanner(settings).look(asyncio.get_running_loop().time(), thorough=True)
-    return seen, decide(Inventory(), seen, _policy(settings, resource_names(settings)))
+    seen = await outfit.scanner(settings).look(asyncio.get_running_loop().time(), thorough=True)
+    cordons = await anyio.to_thread.run_sync(CordonFile(settings.host.cordon_file).read)
+    seen = replace(seen, cordons=Cordons(entries=cordons.entries, trouble=cordons.trouble))
+    return seen, decide(Inventory(), seen, outfit.policy(settings, outfit.resource_names(settings)))
 
 
 class Agent:
@@ -152,7 +145,7 @@ class Agent:
         self.tally = Tally()
         self.inventory: Latest[Inventory] = Latest(Inventory())
         self._delivery = frozenset(Delivery(way) for way in settings.runtime.delivery)
-        self._names = resource_names(settings)
+        self._names = outfit.resource_names(settings)
         self._specs = SpecStore(
             directory=settings.runtime.cdi_dir, search=settings.runtime.cdi_search_dirs
         )
@@ -163,7 +156,7 @@ class Agent:
             ring=self.bell.ring,
             is_awaited=self._awaits_holdings,
         )
-        self._scanner = _scanner(settings)
+        self._scanner = outfit.scanner(settings)
         monitor = settings.monitor
         self._monitor = (
             MonitorReader(directory=monitor.dir, timeout_seconds=_MONITOR_DEADLINE_SECONDS)
@@ -176,12 +169,12 @@ class Agent:
         self._reconciler = Reconciler(
             bell=self.bell,
             observe=self._observe,
-            policy=_policy(settings, self._names),
+            policy=outfit.policy(settings, self._names),
             specs=self._specs if self._needs_spec else None,
             links=DeviceLinks(settings.runtime.links_dir)
             if Delivery.DEVICESPEC in self._delivery
             else None,
-            place=_place(settings),
+            place=outfit.place(settings),
             inventory=self.inventory,
             prepared=None if self._monitor is None else self._make_directories,
             resync_seconds=settings.host.resync_seconds,
@@ -191,8 +184,7 @@ class Agent:
         self._sessions = tuple(self._session(resource) for resource in resources)
         self._cordons = CordonFile(settings.host.cordon_file)
         self._cordoned = Cordons(is_complete=False)
-        self._senses = _senses(settings, self._targets, self.bell.ring)
-        self._renewals: set[asyncio.Task[None]] = set()
+        self._senses = outfit.senses(settings, self._targets, self.bell.ring)
         self._granted_at: dict[DeviceId, float] = {}
         self._seen: Observation | None = None
 
@@ -402,7 +394,7 @@ class Agent:
                 resource=resource,
                 names=self._names,
                 delivery=self._delivery,
-                place=_place(self.settings),
+                place=outfit.place(self.settings),
                 granted=self._remember_grant,
                 tally=self.tally,
             ),
@@ -411,13 +403,10 @@ class Agent:
             prepare=self._learn_holders,
         )
 
-    def _remember_grant(self, devices: Iterable[DeviceId]) -> None:
-        devices = tuple(devices)
+    async def _remember_grant(self, devices: Sequence[DeviceId]) -> None:
         loop = asyncio.get_running_loop()
         if self._monitor is not None:
-            # Long before the container exists, though not before the kubelet has its answer.
-            self._renewals.add(task := loop.create_task(self._renew(self._monitor, devices)))
-            task.add_done_callback(self._renewals.discard)
+            await self._renew(self._monitor, devices)
         self._granted_at.update(dict.fromkeys(devices, loop.time()))
         loop.call_later(_ANSWERED_SECONDS, self.bell.ring, "granted")
 
@@ -436,8 +425,10 @@ class Agent:
         return True
 
     async def _renew(self, monitor: MonitorReader, devices: Sequence[DeviceId]) -> None:
+        """Let a new holder begin with an empty directory; the kubelet does not wait for it long."""
         try:
-            await monitor.renew(devices)
+            with anyio.move_on_after(_RENEWAL_SECONDS):
+                await monitor.renew(devices)
         except EdgeError as error:
             self._monitor_trouble = str(error)
 
@@ -448,11 +439,14 @@ class Agent:
         if not has_own_filesystem(self.settings.monitor.dir):
             path = str(self.settings.monitor.dir)
             _log.warning("monitor.unbounded", monitor={"path": path}, remedy=_OWN_FILESYSTEM)
-        while True:
-            devices = self.inventory.value.devices
-            self.usage = await self._monitor.read(devices, now=time.time()) if devices else {}
-            report(self._monitor_trouble)
-            await anyio.sleep(_USAGE_SECONDS)
+        try:
+            while True:
+                devices = self.inventory.value.devices
+                self.usage = await self._monitor.read(devices, now=time.time()) if devices else {}
+                report(self._monitor_trouble)
+                await anyio.sleep(_USAGE_SECONDS)
+        finally:
+            self.usage = {}  # old news is no news
 
     def _awaits_holdings(self) -> bool:
         """Whether a young list of holders would tell something, though it is like the last one."""
@@ -475,7 +469,7 @@ class Agent:
         raise EdgeError(f"the socket {socket} was removed", edge="subscribers")
 
     def _events(self) -> DeviceEvents:
-        about = _about(self.settings, self._names)
+        about = outfit.about(self.settings, self._names)
         return DeviceEvents(self.inventory, self.roster, about, self._reconciler.chronicle)
 
     async def _serve_web(self, report: Report) -> None:
@@ -496,14 +490,12 @@ class Agent:
             unix_offset=lambda: time.time() - loop.time(),
             usage=lambda: self.usage,
         )
-        shown = metrics.exposition(collector)
         site = server.Site(
             inventory=events.whole,
             watch=lambda: events.watch(agentapi.WatchRequest()),
             statuses=lambda: self.roster.statuses.value,
             checks=self._checks(),
-            metrics=lambda: shown.render("")[0],
-            metrics_type=shown.render("")[1],
+            metrics=metrics.exposition(collector).render,
             extra=self._extra,
         )
         web = self.settings.web
@@ -548,134 +540,3 @@ class Agent:
                     _log.info("part.recovered", part=status.name)
                     self.bell.ring("sensor")
                 told[status.name] = status
-
-
-# --- what each room is given of the settings ---
-
-
-def resource_names(settings: Settings) -> ResourceNames:
-    """Say which resources are served, and what is offered under which."""
-    return ResourceNames(default=settings.resource.name, by_kind=dict(settings.resource.names))
-
-
-def _scanner(settings: Settings) -> Scanner:
-    host = settings.host
-    configured = (
-        Family(
-            class_name=family.class_name,
-            devnode=family.devnode,
-            identity=Identity(family.identity),
-            exclusive=False,
-        )
-        for family in host.families
-    )
-    return Scanner(
-        dev=host.dev,
-        sys=host.sys,
-        families=(*FAMILIES, *configured),
-        timeout_seconds=host.scan_timeout_seconds,
-    )
-
-
-def _senses(
-    settings: Settings, targets: Callable[[], Sequence[Target]], ring: Callable[[str], None]
-) -> Senses:
-    health = settings.health
-    return Senses(
-        targets=targets,
-        ring=ring,
-        vitals=VitalsReader(
-            sys=settings.host.sys, timeout_seconds=settings.host.scan_timeout_seconds
-        ),
-        vitals_seconds=health.vitals_seconds,
-        memory=partial(host_memory, settings.host.proc),
-        prober=Prober(deadline_seconds=health.query_timeout_seconds, idle_seconds=_WORKER_SECONDS),
-        questions=Questions(
-            mode=health.queries,
-            seconds=health.query_seconds,
-            in_use=health.query_in_use,
-            awake_share=health.awake_share,
-        ),
-        listeners=Listeners(
-            targets=lambda: [audible for target in targets() for audible in _audible(target)],
-            ring=ring,
-            silence_seconds=health.notification_seconds,
-        )
-        if health.notifications
-        else None,
-        hailortcli=HailortCli(
-            command=health.hailortcli, deadline_seconds=health.query_timeout_seconds
-        )
-        if health.hailortcli
-        else None,
-    )
-
-
-def _audible(target: Target) -> Iterable[notifications.Target]:
-    if target.path is not None:
-        yield notifications.Target(
-            id=target.id,
-            path=target.path,
-            driver_version=target.driver_version,
-            present_since=target.present_since,
-        )
-
-
-def _place(settings: Settings) -> Place:
-    return Place(
-        dev=str(settings.runtime.host_dev),
-        sys=str(settings.runtime.host_sys),
-        links=str(settings.runtime.host_links_dir),
-        monitor=str(settings.monitor.host_dir) if settings.monitor.enabled else "",
-    )
-
-
-def _standards(settings: Settings) -> Standards:
-    health = settings.health
-    changed = {
-        code: _changed(RULES[code], rule)
-        for code, rule in ((FaultCode(code), rule) for code, rule in health.faults.items())
-    }
-    return Standards(
-        patience=Patience(
-            recovery_seconds=health.recovery_seconds,
-            flap_window_seconds=health.flap_window_seconds,
-        ),
-        rules={**RULES, **changed},
-        offers_unknown=health.unknown == "offered",
-    )
-
-
-def _changed(rule: Rule, wanted: FaultRule) -> Rule:
-    """Lay what was set over a rule; who sets the severity means it for devices in use as well."""
-    changes = wanted.model_dump(exclude_none=True)
-    if wanted.severity is not None:
-        changes |= {"severity": Severity(wanted.severity), "severity_in_use": None}
-    return replace(rule, **changes)
-
-
-def _policy(settings: Settings, names: ResourceNames) -> Policy:
-    return Policy(
-        standards=_standards(settings),
-        limits=Limits(
-            temperature_high_celsius=settings.health.temperature_high_celsius,
-            temperature_critical_celsius=settings.health.temperature_critical_celsius,
-            slow_seconds=settings.health.slow_seconds,
-        ),
-        tombstone_seconds=settings.kubelet.tombstone_seconds,
-        spec_path=str(settings.runtime.cdi_dir / FILE_NAME),
-        resources=frozenset(names.all()),
-        allow=settings.devices.allow,
-        deny=settings.devices.deny,
-    )
-
-
-def _about(settings: Settings, names: ResourceNames) -> About:
-    return About(
-        node=settings.node.name,
-        version=__version__,
-        instance=secrets.token_hex(8),
-        names=names,
-        host_dev=str(settings.runtime.host_dev),
-        epoch=time.time() - asyncio.get_running_loop().time(),
-    )

@@ -54,7 +54,7 @@ LEVELS: Final[Mapping[str, int]] = {
     "error": logging.ERROR,
 }
 
-_CHATTY: Final = ("watchfiles", "asyncio", "hpack")
+_CHATTY: Final = ("watchfiles", "asyncio", "grpclib", "hpack")
 """Libraries that tell at info or debug what we tell ourselves, or what nobody asked for."""
 
 _STALL_MILLISECONDS: Final = 100
@@ -323,7 +323,11 @@ class _Cut(NamedTuple):
             return f"… {len(value)} entries"
         below = self._replace(depth=self.depth - 1)
         kept = [below(item) for item in islice(value, self.entries)]
-        return kept + ([f"… {len(value) - self.entries} more"] if len(value) > self.entries else [])
+        if len(value) <= self.entries:
+            return kept
+        more = f"… {len(value) - self.entries} more"
+        # A list of objects stays one: a log stack has one type for each key.
+        return [*kept, {"…": more} if kept and isinstance(kept[0], dict) else more]
 
     def _text(self, text: str) -> str:
         """Return valid UTF-8, without the middle of what is long: its ends tell most."""
@@ -334,7 +338,13 @@ class _Cut(NamedTuple):
 
 
 # Tried one after the other, until a line is short enough.
-_CUTS: Final = (_Cut(2048, 64, 8), _Cut(512, 32, 4), _Cut(128, 16, 3))
+_CUTS: Final = (
+    _Cut(2048, 64, 8),
+    _Cut(512, 32, 4),
+    _Cut(128, 16, 4),
+    _Cut(64, 8, 4),
+    _Cut(64, 8, 3),
+)
 
 
 # --- Exceptions ------------------------------------------------------------------------------

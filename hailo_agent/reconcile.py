@@ -86,7 +86,8 @@ class Reconciler:
     weighed_at: Latest[float] = field(default_factory=lambda: Latest(-math.inf))
     """The age of the observation behind the inventory, moved with each pass."""
     _decided: Inventory = field(default_factory=Inventory)
-    _refused: str = ""
+    _refused: tuple[str, ...] = ()
+    """What was said last to be wrong: event and reason."""
     _settling: Sequence[float] = ()
     _hinted_at: float = math.inf
     """When the hint came that this pass follows; infinite if none did."""
@@ -135,9 +136,9 @@ class Reconciler:
             self.tally.count("spec_writes", "refused")
             published = await self._as_far_as_covered(self._decided, str(error))
         else:
-            if self._refused:
+            if "spec.refused" in self._refused:
                 _log.info("spec.accepted", spec={"path": self.policy.spec_path})
-            self._refused = ""
+            self._refused = ()
             self._backoff.forget()
             report("")
         self._publish(published)
@@ -192,8 +193,8 @@ class Reconciler:
         """Say once what is wrong, and when to try again."""
         report(str(error))
         delay = self._backoff.next()
-        if self._refused != str(error):
-            self._refused = str(error)
+        if self._refused != (event, str(error)):
+            self._refused = event, str(error)
             _log.error(event, error={"type": type(error).__name__, "message": str(error)})
         return delay
 

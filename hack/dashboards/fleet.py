@@ -27,19 +27,25 @@ from hack.dashboards.grafana import (
     table,
 )
 from hack.dashboards.queries import (
+    ALERT_COLUMN,
     JOB,
     NODE_COLUMN,
     ON,
+    RANK_COLUMN,
     SEVERITY_COLUMN,
     YES_NO,
     bandwidth,
+    faults,
     free,
     health_figure,
     hottest,
+    ranked,
     with_resource,
 )
 
 _S: Final = 'job=~"$job", instance=~"$instance"'
+
+_FIRING: Final = 'alertname=~"Hailo.+", alertstate="firing", job=~"$job"'
 
 _AT_A_GLANCE: Final = Row(
     title="At a glance",
@@ -111,33 +117,36 @@ _ATTENTION: Final = Row(
             "Faults of devices",
             "Which device has what, and where is it? docs/reference/health.md says what to do.",
             Query(
-                expr=f"hailo_device_fault{{{_S}}} * {ON} group_left"
-                f" (model, pci_address) hailo_device_info{{{_S}}}"
+                expr=f"{faults(_S)} * {ON} group_left (model) hailo_device_info{{{_S}}}",
+                column="Severity",
             ),
             columns={
-                "severity": "Severity",
                 "code": "Fault",
                 "instance": "Node",
                 "device": "Device",
                 "model": "Model",
             },
             width=14,
-            overrides=(NODE_COLUMN, SEVERITY_COLUMN),
+            overrides=(NODE_COLUMN, RANK_COLUMN),
+            lead="Severity",
             sort_by="Severity",
             is_descending=True,
         ),
         table(
             "Alerts",
             "Which alerts fire? Needs manifests/prometheus/rules.yaml.",
+            Query(expr=f"count by (alertname) (ALERTS{{{_FIRING}}})", column="How many"),
             Query(
-                expr="count by (severity, alertname)"
-                ' (ALERTS{alertname=~"Hailo.+", alertstate="firing", job=~"$job"})',
-                column="How many",
+                expr="max by (alertname)"
+                f" ({ranked('ALERTS', _FIRING, ('info', 'warning', 'critical'))})",
+                column="Severity",
             ),
-            columns={"severity": "Severity", "alertname": "Alert"},
+            columns={"alertname": "Alert"},
             width=10,
-            overrides=(SEVERITY_COLUMN, column("How many", width=100)),
+            overrides=(ALERT_COLUMN, column("How many", width=100)),
+            lead="Severity",
             sort_by="Severity",
+            is_descending=True,
         ),
         bars(
             "Most frequent faults",
@@ -213,6 +222,33 @@ _PHYSICS: Final = Row(
     ),
 )
 
+_USE: Final = Row(
+    title="What is done with them (needs monitor.enabled)",
+    panels=(
+        course(
+            "Utilisation",
+            "Which share of the time are the devices busy that tell?",
+            Query(expr=f"avg(hailo_device_utilisation_ratio{{{_S}}})", legend="mean"),
+            Query(expr=f"max(hailo_device_utilisation_ratio{{{_S}}})", legend="busiest"),
+            unit="percentunit",
+            height=7,
+            colors={"mean": TAKEN, "busiest": POOR},
+            most=1,
+        ),
+        course(
+            "Frames",
+            "How many frames does each namespace get through?",
+            Query(
+                expr=f"sum by (namespace) (hailo_network_frames_per_second{{{_S}}})",
+                legend="{{namespace}}",
+            ),
+            unit="fps",
+            height=7,
+            is_stacked=True,
+        ),
+    ),
+)
+
 _STOCK: Final = Row(
     title="What there is",
     panels=(
@@ -233,7 +269,7 @@ _STOCK: Final = Row(
             ),
             Query(expr=f"sum by (resource) ({with_resource(free(_S), _S)})", column="Free"),
             columns={"resource": "Resource"},
-            width=12,
+            width=10,
             height=7,
             overrides=(column("Free", steps=NONE_IS_BAD),),
             sort_by="Resource",
@@ -245,6 +281,7 @@ _STOCK: Final = Row(
                 expr=f"count by (model) (hailo_device_info{{{_S}}})",
                 legend="{{model}}",
             ),
+            width=6,
             height=7,
         ),
         ring(
@@ -254,10 +291,11 @@ _STOCK: Final = Row(
                 expr=f"count by (firmware, driver_version) (hailo_device_info{{{_S}}})",
                 legend="{{firmware}} on {{driver_version}}",
             ),
+            width=8,
             height=7,
         ),
         table(
-            "Nodes",
+            "Each node",
             "How is each node? Click one to see it alone.",
             Query(
                 expr=f"sum by (instance) (hailo_agent_devices{{{_S}}})",
@@ -276,7 +314,7 @@ _STOCK: Final = Row(
             Query(expr=f"min by (instance) (hailo_agent_ready{{{_S}}})", column="Agent ready"),
             columns={"instance": "Node"},
             width=24,
-            height=8,
+            height=7,
             overrides=(
                 NODE_COLUMN,
                 column("Not healthy", steps=ANY_IS_POOR),
@@ -300,19 +338,20 @@ _AGENTS: Final = Row(
                 legend="{{reason}}",
             ),
             width=8,
+            is_counted=True,
             colors={"DeviceUnavailable": POOR, "UnknownOffer": BAD},
         ),
         course(
             "Allocate",
-            "How long do pods wait for their device?",
+            "How long do pods wait for their device? Over half an hour each, as they are few.",
             Query(
                 expr="histogram_quantile(0.5, sum by (le) (rate("
-                f"hailo_agent_allocation_duration_seconds_bucket{{{_S}}}[$__rate_interval])))",
+                f"hailo_agent_allocation_duration_seconds_bucket{{{_S}}}[30m])))",
                 legend="half are below",
             ),
             Query(
                 expr="histogram_quantile(0.99, sum by (le) (rate("
-                f"hailo_agent_allocation_duration_seconds_bucket{{{_S}}}[$__rate_interval])))",
+                f"hailo_agent_allocation_duration_seconds_bucket{{{_S}}}[30m])))",
                 legend="99 % are below",
             ),
             unit="s",
@@ -344,5 +383,5 @@ FLEET: Final = Board(
             query='label_values(hailo_agent_build_info{job=~"$job"}, instance)',
         ),
     ),
-    rows=(_AT_A_GLANCE, _ATTENTION, _PHYSICS, _STOCK, _AGENTS),
+    rows=(_AT_A_GLANCE, _ATTENTION, _PHYSICS, _USE, _STOCK, _AGENTS),
 )

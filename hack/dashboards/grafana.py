@@ -21,14 +21,7 @@ GOOD, FAIR, POOR, BAD, UNKNOWN, TAKEN, QUIET = (
     *("green", "yellow", "orange", "red", "purple", "blue", "#8e8e8e"),
 )
 HEALTH_COLORS: Final = {"Healthy": GOOD, "Degraded": POOR, "Unknown": UNKNOWN, "Unhealthy": BAD}
-SEVERITY_COLORS: Final = {
-    "info": TAKEN,
-    "degraded": POOR,
-    "warning": POOR,
-    "unknown": UNKNOWN,
-    "fatal": BAD,
-    "critical": BAD,
-}
+SEVERITY_COLORS: Final = {"info": TAKEN, "degraded": POOR, "unknown": UNKNOWN, "fatal": BAD}
 AER_COLORS: Final = {"correctable": TAKEN, "nonfatal": POOR, "fatal": BAD}
 
 Steps = tuple[tuple[float | None, str], ...]
@@ -149,11 +142,16 @@ def course(
     colors: Mapping[str, str] | None = None,
     is_stacked: bool = False,
     is_stepped: bool = False,
+    is_counted: bool = False,
     dashed: str = "",
     least: float | None = 0,
     most: float | None = None,
 ) -> Panel:
-    """Draw figures over time; what `dashed` matches is a limit and not a reading."""
+    """Draw figures over time; what `dashed` matches is a limit and not a reading.
+
+    What is counted stands as bars: events are rare, and a line through zero hides them.
+    """
+    is_stacked = is_stacked or is_counted
     overrides = [_color(name, color) for name, color in (colors or {}).items()]
     if dashed:
         overrides.append(
@@ -180,7 +178,7 @@ def course(
         defaults=defaults,
         custom={
             "axisPlacement": "auto",
-            "drawStyle": "line",
+            "drawStyle": "bars" if is_counted else "line",
             "fillOpacity": 60 if is_stacked else 8,
             "gradientMode": "none",
             "lineInterpolation": "stepAfter" if is_stepped or is_stacked else "linear",
@@ -241,7 +239,7 @@ def bars(
     )
 
 
-def ring(title: str, asks: str, query: Query, *, width: int = 6, height: int = 8) -> Panel:
+def ring(title: str, asks: str, query: Query, *, width: int, height: int) -> Panel:
     """Show parts of a whole."""
     return Panel(
         kind="piechart",
@@ -308,17 +306,21 @@ def table(
     width: int = 24,
     height: int = 8,
     overrides: Iterable[Json] = (),
+    lead: str = "",
     sort_by: str = "",
     is_descending: bool = False,
 ) -> Panel:
     """List what there is: `columns` are labels and what they are called, in their order.
 
-    All queries must have the same labels in their results, or rows fall apart.
+    All queries must have the same labels in their results, or rows fall apart. Figures stand
+    behind, but for the one that is to `lead`.
     """
     refs = dict(zip(_REFS, queries, strict=False))
     one = len(refs) == 1
     values = {"Value" if one else f"Value #{ref}": query.column for ref, query in refs.items()}
-    shown = {**columns, **{value: name for value, name in values.items() if name}}
+    named = {value: name for value, name in values.items() if name}
+    leading = {value: name for value, name in named.items() if name == lead}
+    shown = {**leading, **columns, **{v: name for v, name in named.items() if v not in leading}}
     hidden = ["Time", *(value for value, name in values.items() if not name)]
     return Panel(
         kind="table",

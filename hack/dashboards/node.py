@@ -28,8 +28,11 @@ from hack.dashboards.queries import (
     JOB,
     ON,
     PART_WORDS,
+    POWER_WORDS,
+    RANK_COLUMN,
     SEVERITY_COLUMN,
     bandwidth,
+    faults,
     health_figure,
     hottest,
     mapped,
@@ -90,7 +93,7 @@ _AT_A_GLANCE: Final = Row(
 )
 
 _DEVICES: Final = Row(
-    title="Devices",
+    title="Each device",
     panels=(
         table(
             "What is in this node",
@@ -135,11 +138,12 @@ _DEVICES: Final = Row(
         table(
             "Faults",
             "What is wrong with which device? docs/reference/health.md says what to do.",
-            Query(expr=f"max by (device, code, severity) (hailo_device_fault{{{_D}}})"),
-            columns={"severity": "Severity", "code": "Fault", "device": "Device"},
+            Query(expr=f"max by (device, code) {faults(_D)}", column="Severity"),
+            columns={"code": "Fault", "device": "Device"},
             width=12,
             height=7,
-            overrides=(SEVERITY_COLUMN,),
+            overrides=(RANK_COLUMN,),
+            lead="Severity",
             sort_by="Severity",
             is_descending=True,
         ),
@@ -148,6 +152,33 @@ _DEVICES: Final = Row(
             "Does anybody have it open, as far as its power state tells?",
             Query(expr=f"max by (device) (hailo_device_in_use{{{_D}}})", legend="{{device}}"),
             IN_USE_WORDS,
+            height=7,
+        ),
+    ),
+)
+
+_USE: Final = Row(
+    title="What is done with them (needs monitor.enabled)",
+    panels=(
+        course(
+            "Utilisation",
+            "Which share of the time is each device busy, as its workload says?",
+            Query(
+                expr=f"max by (device) (hailo_device_utilisation_ratio{{{_D}}})",
+                legend="{{device}}",
+            ),
+            unit="percentunit",
+            height=7,
+            most=1,
+        ),
+        course(
+            "Frames",
+            "How many frames does each network complete?",
+            Query(
+                expr=f"sum by (device, pod, network) (hailo_network_frames_per_second{{{_D}}})",
+                legend="{{pod}} {{network}} {{device}}",
+            ),
+            unit="fps",
             height=7,
         ),
     ),
@@ -189,13 +220,39 @@ _PHYSICS: Final = Row(
         ),
         course(
             "PCIe errors",
-            "Which link has errors, and of which kind?",
-            Query(
-                expr="60 * sum by (device, severity)"
-                f" (rate(hailo_device_aer_errors_total{{{_D}}}[$__rate_interval])) > 0",
-                legend="{{device}} {{severity}}",
+            "Which link loses data, and which corrects errors?",
+            *(
+                Query(
+                    expr="60 * sum by (device) (rate(hailo_device_aer_errors_total"
+                    f'{{{_D}, severity{matches}"correctable"}}[$__rate_interval]))',
+                    legend=f"{{{{device}}}} {kind}",
+                )
+                for kind, matches in (("lost", "!="), ("corrected", "="))
             ),
             unit="cpm",
+        ),
+        course(
+            "Answers",
+            "How long did the slowest answer of each device take when it was asked last?",
+            Query(
+                expr=f"max by (device) (hailo_device_query_duration_seconds{{{_D}}})",
+                legend="{{device}}",
+            ),
+            unit="s",
+            height=7,
+        ),
+        states(
+            "Power",
+            "Which devices sleep, and when? One that is open never does.",
+            Query(
+                expr="max by (device)"
+                f' (hailo_device_power_state{{{_D}, state="D0"}})'
+                " or max by (device)"
+                f' (hailo_device_power_state{{{_D}, state!="D0"}} * 0)',
+                legend="{{device}}",
+            ),
+            POWER_WORDS,
+            height=7,
         ),
         course(
             "Overcurrent",
@@ -217,6 +274,7 @@ _PHYSICS: Final = Row(
                 legend="{{device}} {{kind}}",
             ),
             width=8,
+            is_counted=True,
         ),
         course(
             "Age of readings",
@@ -253,10 +311,10 @@ _AGENT: Final = Row(
         ),
         course(
             "Latency",
-            "How long do Allocate, a pass, and news of a plug take?",
+            "How long do Allocate, a pass, and news of a plug take? Over half an hour each.",
             Query(
                 expr="histogram_quantile(0.99, sum by (le) (rate("
-                f"hailo_agent_allocation_duration_seconds_bucket{{{_S}}}[$__rate_interval])))",
+                f"hailo_agent_allocation_duration_seconds_bucket{{{_S}}}[30m])))",
                 legend="Allocate, 99 % are below",
             ),
             Query(
@@ -268,7 +326,7 @@ _AGENT: Final = Row(
             ),
             Query(
                 expr="histogram_quantile(0.95, sum by (le) (rate("
-                f"hailo_agent_hotplug_duration_seconds_bucket{{{_S}}}[$__rate_interval])))",
+                f"hailo_agent_hotplug_duration_seconds_bucket{{{_S}}}[30m])))",
                 legend="hot-plug, 95 % are below",
             ),
             unit="s",
@@ -305,6 +363,7 @@ _AGENT: Final = Row(
                 legend="refusal {{reason}}",
             ),
             width=8,
+            is_counted=True,
         ),
         course(
             "Processor",
@@ -335,6 +394,7 @@ _AGENT: Final = Row(
                 legend="{{outcome}}",
             ),
             width=8,
+            is_counted=True,
             colors={"replaced": GOOD, "restored": TAKEN, "removed": POOR, "refused": BAD},
         ),
         table(
@@ -345,7 +405,7 @@ _AGENT: Final = Row(
                 column="How many",
             ),
             columns={"severity": "Severity", "code": "Fault"},
-            width=12,
+            width=8,
             height=6,
             overrides=(SEVERITY_COLUMN, column("How many", width=100)),
         ),
@@ -357,11 +417,23 @@ _AGENT: Final = Row(
                 column="Restarts",
             ),
             columns={"part": "Part"},
-            width=12,
+            width=8,
             height=6,
             overrides=(column("Restarts", steps=ANY_IS_POOR, width=100),),
             sort_by="Restarts",
             is_descending=True,
+        ),
+        course(
+            "Changes",
+            "What has changed about devices, by the name of its log event?",
+            Query(
+                expr="sum by (kind)"
+                f" (increase(hailo_agent_changes_total{{{_S}}}[$__rate_interval])) > 0",
+                legend="{{kind}}",
+            ),
+            width=8,
+            height=6,
+            is_counted=True,
         ),
     ),
 )
@@ -384,5 +456,5 @@ NODE: Final = Board(
             query='label_values(hailo_device_info{job=~"$job", instance=~"$instance"}, device)',
         ),
     ),
-    rows=(_AT_A_GLANCE, _DEVICES, _PHYSICS, _AGENT),
+    rows=(_AT_A_GLANCE, _DEVICES, _PHYSICS, _USE, _AGENT),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from hack.dashboards.grafana import (
@@ -30,6 +31,7 @@ HEALTH_WORDS: Final = {
 }
 YES_NO: Final = {0: ("no", QUIET), 1: ("yes", GOOD)}
 IN_USE_WORDS: Final = {0: ("asleep", QUIET), 1: ("in use", TAKEN)}
+POWER_WORDS: Final = {0: ("asleep", QUIET), 1: ("awake", GOOD)}
 PART_WORDS: Final = {
     0: ("running", GOOD),
     1: ("starting", TAKEN),
@@ -41,6 +43,16 @@ PART_WORDS: Final = {
 NODE_LINK: Final = ("Show this node", "/d/hailo-agent-node?var-instance=${__value.raw}")
 NODE_COLUMN: Final = column("Node", link=NODE_LINK)
 SEVERITY_COLUMN: Final = column("Severity", texts=SEVERITY_COLORS, width=100)
+RANK_COLUMN: Final = column(
+    "Severity",
+    words={3: ("fatal", BAD), 2: ("unknown", UNKNOWN), 1: ("degraded", POOR), 0: ("info", TAKEN)},
+    width=100,
+)
+ALERT_COLUMN: Final = column(
+    "Severity",
+    words={2: ("critical", BAD), 1: ("warning", POOR), 0: ("info", TAKEN)},
+    width=100,
+)
 
 
 def health_figure(selector: str) -> str:
@@ -51,6 +63,20 @@ def health_figure(selector: str) -> str:
         f' + ignoring (health) 2 * hailo_device_health{{{selector}, health="Unknown"}}'
         f' + ignoring (health) 3 * hailo_device_health{{{selector}, health="Unhealthy"}})'
     )
+
+
+def ranked(metric: str, selector: str, severities: Iterable[str]) -> str:
+    """Ask for a severity as a figure, by which a table can be ordered; the mildest one is 0."""
+    return " or ".join(
+        f'{metric}{{{selector}, severity="{severity}"}} * {rank}'
+        for rank, severity in enumerate(severities)
+    )
+
+
+def faults(selector: str) -> str:
+    """Ask for the faults of devices by how bad they are: see `RANK_COLUMN`."""
+    severities = ("info", "degraded", "unknown", "fatal")
+    return f"({ranked('hailo_device_fault', selector, severities)})"
 
 
 def part_figure(selector: str) -> str:

@@ -28,8 +28,9 @@ from hack.dashboards.queries import (
     JOB,
     NODE_COLUMN,
     ON,
-    SEVERITY_COLUMN,
+    RANK_COLUMN,
     bandwidth,
+    faults,
     free,
     health_figure,
     hottest,
@@ -124,6 +125,7 @@ _PODS: Final = Row(
                 column("Slowed down", steps=ANY_IS_POOR),
                 column("Use", words=IN_USE_WORDS),
             ),
+            height=9,
             sort_by="Pod",
         ),
         course(
@@ -140,7 +142,7 @@ _PODS: Final = Row(
             "When was a pod's device not well?",
             Query(
                 expr=f"{health_figure(_J)} * {_JOINED}",
-                legend="{{pod}} {{instance}} {{device}}",
+                legend="{{pod}} {{device}}",
             ),
             HEALTH_WORDS,
         ),
@@ -153,9 +155,8 @@ _QUALITY: Final = Row(
         table(
             "Faults of what I hold",
             "What is wrong with which pod's device? docs/reference/health.md says what to do.",
-            Query(expr=f"hailo_device_fault{{{_J}}} * {_JOINED}"),
+            Query(expr=f"{faults(_J)} * {_JOINED}", column="Severity"),
             columns={
-                "severity": "Severity",
                 "code": "Fault",
                 "namespace": "Namespace",
                 "pod": "Pod",
@@ -164,14 +165,15 @@ _QUALITY: Final = Row(
             },
             width=24,
             height=6,
-            overrides=(NODE_COLUMN, SEVERITY_COLUMN),
+            overrides=(NODE_COLUMN, RANK_COLUMN),
+            lead="Severity",
             sort_by="Severity",
             is_descending=True,
         ),
         course(
             "Temperature",
             "How hot are my pods' devices?",
-            Query(expr=f"{hottest(_J)} * {_JOINED}", legend="{{pod}} {{instance}} {{device}}"),
+            Query(expr=f"{hottest(_J)} * {_JOINED}", legend="{{pod}} {{device}}"),
             unit="celsius",
             least=None,
         ),
@@ -180,7 +182,7 @@ _QUALITY: Final = Row(
             "Do my pods get fewer frames because the device is slowed down? 0 is full clock.",
             Query(
                 expr=f"hailo_device_throttling_level{{{_J}}} * {_JOINED}",
-                legend="{{pod}} {{instance}} {{device}}",
+                legend="{{pod}} {{device}}",
             ),
             is_stepped=True,
         ),
@@ -189,7 +191,7 @@ _QUALITY: Final = Row(
             "Do my pods use what they hold, as far as its power state tells?",
             Query(
                 expr=f"max by (job, instance, device) (hailo_device_in_use{{{_J}}}) * {_JOINED}",
-                legend="{{pod}} {{instance}} {{device}}",
+                legend="{{pod}} {{device}}",
             ),
             IN_USE_WORDS,
         ),
@@ -198,11 +200,89 @@ _QUALITY: Final = Row(
             "Is the way to a device narrower than it could be?",
             Query(
                 expr=f"{bandwidth(_J)} * {_JOINED}",
-                legend="{{pod}} {{instance}} {{device}}",
+                legend="{{pod}} {{device}}",
             ),
             unit="percentunit",
             is_stepped=True,
             most=1,
+        ),
+    ),
+)
+
+_NETWORKS: Final = 'job=~"$job", namespace=~"$namespace", pod=~"$pod"'
+_BY_NETWORK: Final = "job, instance, device, namespace, pod, network"
+
+
+def _of_networks(metric: str, selector: str = _NETWORKS) -> str:
+    return f"sum by ({_BY_NETWORK}) ({metric}{{{selector}}})"
+
+
+_WORK: Final = Row(
+    title="What they do (needs monitor.enabled)",
+    panels=(
+        course(
+            "Frames",
+            "How many frames does each network of my pods complete?",
+            Query(
+                expr="sum by (namespace, pod, network)"
+                f" (hailo_network_frames_per_second{{{_NETWORKS}}})",
+                legend="{{pod}} {{network}}",
+            ),
+            unit="fps",
+            width=8,
+        ),
+        course(
+            "Utilisation",
+            "How much of the time of its device does each network take?",
+            Query(
+                expr="sum by (namespace, pod, network)"
+                f" (hailo_network_utilisation_ratio{{{_NETWORKS}}})",
+                legend="{{pod}} {{network}}",
+            ),
+            unit="percentunit",
+            width=8,
+        ),
+        course(
+            "Queues",
+            "Do frames pile up before the device? A full queue is a device that cannot keep up.",
+            Query(
+                expr="sum by (namespace, pod, network)"
+                f' (hailo_network_queue_frames{{{_NETWORKS}, direction="input"}})'
+                " / sum by (namespace, pod, network)"
+                f' (hailo_network_queue_capacity_frames{{{_NETWORKS}, direction="input"}})',
+                legend="{{pod}} {{network}}",
+            ),
+            unit="percentunit",
+            width=8,
+            most=1,
+        ),
+        table(
+            "Networks",
+            "Which network runs where, how fast, and does anything wait?",
+            Query(expr=_of_networks("hailo_network_frames_per_second"), column="Frames/s"),
+            Query(expr=_of_networks("hailo_network_utilisation_ratio"), column="Utilisation"),
+            Query(
+                expr=_of_networks("hailo_network_queue_frames", f'{_NETWORKS}, direction="input"'),
+                column="Waiting before",
+            ),
+            Query(
+                expr=_of_networks("hailo_network_queue_frames", f'{_NETWORKS}, direction="output"'),
+                column="Waiting after",
+            ),
+            columns={
+                "namespace": "Namespace",
+                "pod": "Pod",
+                "network": "Network",
+                "instance": "Node",
+                "device": "Device",
+            },
+            height=6,
+            overrides=(
+                NODE_COLUMN,
+                column("Utilisation", unit="percentunit"),
+                column("Frames/s", unit="fps"),
+            ),
+            sort_by="Pod",
         ),
     ),
 )
@@ -239,6 +319,7 @@ _NEXT: Final = Row(
                 legend="{{resource}} {{reason}}",
             ),
             width=8,
+            is_counted=True,
         ),
     ),
 )
@@ -261,5 +342,5 @@ TENANT: Final = Board(
             'hailo_device_allocation{job=~"$job", namespace=~"$namespace"}, pod)',
         ),
     ),
-    rows=(_AT_A_GLANCE, _PODS, _QUALITY, _NEXT),
+    rows=(_AT_A_GLANCE, _PODS, _WORK, _QUALITY, _NEXT),
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from hailo_agent.core.device import PciAddress
+from hailo_agent.core.device import Holder, PciAddress
 from hailo_agent.errors import HailoAgentError
 
 MAX_BYTES: Final = 64 * 1024
@@ -111,6 +111,8 @@ class DeviceUsage:
 
     written_at: float
     """When the workload said so, in seconds since the epoch."""
+    holders: tuple[Holder, ...] = ()
+    """Who held the device then, as far as was known."""
     utilisation: float | None = None
     """Its busy share of the time, 0 to 1."""
     networks: tuple[NetworkUsage, ...] = ()

@@ -17,10 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from hailo_agent.core.cordon import Cordons
 from hailo_agent.core.device import PciAddress
 from hailo_agent.core.diagnosis.facts import HostFacts, Inotify, Module, Port
 from hailo_agent.core.drivers import MODULES, Version, firmware_of
 from hailo_agent.core.observation import Observation
+from hailo_agent.host.cordons import CordonFile
 from hailo_agent.host.scan import read_attribute
 from hailo_agent.host.uevent import in_initial_user_namespace
 
@@ -71,6 +73,20 @@ def examine(
         selinux=_text(sys / "fs/selinux/enforce") == "1",
         apparmor=_text(sys / "module/apparmor/parameters/enabled") == "Y",
     )
+
+
+def cordons(path: Path) -> tuple[Cordons, str]:
+    """Read what an operator set aside, or why we may not: that says nothing about the file."""
+    found = CordonFile(path).read()
+    if found.trouble is None:
+        return found, ""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    except PermissionError as error:
+        return Cordons(), _reason(error)
+    except OSError:
+        pass  # which is what is wrong with it
+    return found, ""
 
 
 # --- the driver, and what it needs ---------------------------------------------------------------

@@ -66,6 +66,7 @@ Not less: a container may have started of which the kubelet has not told us yet.
 _DEAD_SECONDS: Final = 600.0
 """What was left, in the directory of a held device, by a process that was killed."""
 
+_NEW: Final = ".new-"
 _OLD: Final = ".old-"
 _SUNK: Final = ".sunk-"
 """Directories that `_dissolve` moved up and had no time for."""
@@ -193,12 +194,14 @@ class MonitorReader:
                 os.close(_opened(base, name))
 
     def _renew(self, names: Collection[str]) -> None:
+        """Have the new one ready first: a container that starts meanwhile must find one."""
         with self._opened() as base:
             for name in names:
+                token = secrets.token_hex(8)
+                os.close(_opened(base, f"{_NEW}{token}"))
                 with suppress(FileNotFoundError):
-                    old = f"{_OLD}{secrets.token_hex(8)}"
-                    os.rename(name, old, src_dir_fd=base, dst_dir_fd=base)
-                os.close(_opened(base, name))
+                    os.rename(name, f"{_OLD}{token}", src_dir_fd=base, dst_dir_fd=base)
+                os.rename(f"{_NEW}{token}", name, src_dir_fd=base, dst_dir_fd=base)
 
     def _read(
         self, devices: Sequence[Device], now: float, over: threading.Event
@@ -265,6 +268,7 @@ class MonitorReader:
                 DeviceId(place.name),
                 DeviceUsage(
                     written_at=said.written_at,
+                    holders=place.holders,
                     utilisation=_load(place, said.usage),
                     networks=() if own is None else self._named(place, own.usage, refusals),
                 ),

@@ -57,6 +57,8 @@ class Target:
     is_held: bool
     is_ill: bool
     """Whether something is wrong with it, or may turn out to be: each reading of it counts."""
+    is_wavering: bool
+    """Whether its vitals are about to be judged otherwise: the next reading of them decides."""
     present_since: float
 
     @classmethod
@@ -70,6 +72,10 @@ class Target:
             driver_version=device.driver_version,
             is_held=device.held is True,
             is_ill=bool(device.history.tracks),
+            is_wavering=any(
+                track.sensor is Sensor.VITALS and (not track.stands or track.well_since is not None)
+                for track in device.history.tracks
+            ),
             present_since=device.present_since,
         )
 
@@ -126,8 +132,8 @@ class Senses:
     """What the last reading of its vitals showed to be wrong."""
     _asked: dict[DeviceId, _Asked] = field(default_factory=dict)
     _asking: DeviceId | None = None
-    _unable: str = ""
-    """Why devices cannot be asked at all."""
+    _unable: dict[DeviceId, str] = field(default_factory=dict)
+    """Which devices cannot be asked, and why."""
     _strange: set[str] = field(default_factory=set)
     """Versions of kernel drivers that have been said to be unknown."""
 
@@ -170,11 +176,16 @@ class Senses:
         news, is_settled = False, True
         for address, vitals in found.items():
             target = targets[address]
-            if target.id in asked or self._keeps_awake(target.id):
-                vitals = replace(vitals, power_state=None)  # noqa: PLW2901 - it was us who woke it
             before = self._readings.get(target.id, Readings())
+            if target.id in {*asked, *self.prober.hung}:
+                # It is us who woke it: whether somebody else uses it is what was known before.
+                known = None if before.vitals is None else before.vitals.power_state
+                vitals = replace(vitals, power_state=known)  # noqa: PLW2901
+            elif self._keeps_awake(target.id):
+                vitals = replace(vitals, power_state=None)  # noqa: PLW2901
             wrong, was_wrong = _faults(target.id, vitals, before.vitals), self._wrong.get(target.id)
             is_settled = is_settled and wrong == (was_wrong or frozenset())
+            is_settled = is_settled and not target.is_wavering
             self._wrong[target.id] = wrong
             is_news = bool(wrong) or target.is_ill or _differ(vitals, before.vitals)
             news = news or is_news
@@ -197,6 +208,7 @@ class Senses:
             self._wrong.pop(device_id, None)
         for device_id in self._asked.keys() - present:
             del self._asked[device_id]
+            self._unable.pop(device_id, None)
 
     # --- what driver and firmware answer ---
 
@@ -231,6 +243,8 @@ class Senses:
                 self._strange.add(target.driver_version)
                 _log.info("driver.unknown", driver={"version": target.driver_version})
             return False
+        if target.id in self.prober.hung:
+            return True  # which costs nothing, until its call has come back
         return self.questions.in_use or not self._is_in_use(target)
 
     def _is_in_use(self, target: Target) -> bool:
@@ -262,7 +276,7 @@ class Senses:
         if chip.trouble is Trouble.DENIED:
             self._cannot(target, started_at, chip.detail, report)
             return
-        self._can(report)
+        self._can(target, report)
         asked.is_ill = chip.trouble is not None
         if asked.is_ill:
             asked.due_at = loop.time() + min(self.questions.seconds, ILL_SECONDS)
@@ -277,12 +291,12 @@ class Senses:
     def _cannot(self, target: Target, at: float, reason: str, report: Report) -> None:
         """Say once that devices cannot be asked; who ordered it holds them for unknown."""
         is_ordered = self.questions.mode == "on"
-        if reason != self._unable:
-            self._unable = reason
-            if is_ordered:
-                report(f"{reason}; grant access to devnodes, or set health.queries to auto or off")
-            else:
-                _log.info("sensor.absent", sensor=Sensor.QUERY.value, reason=reason)
+        is_news = not self._unable
+        self._unable[target.id] = reason
+        if is_news and is_ordered:
+            report(f"{reason}; grant access to devnodes, or set health.queries to auto or off")
+        elif is_news:
+            _log.info("sensor.absent", sensor=Sensor.QUERY.value, reason=reason)
         if not is_ordered:
             return
         before = self._readings.get(target.id, Readings())
@@ -299,9 +313,9 @@ class Senses:
         self._readings[target.id] = replace(before, chip=None, others=(*others, failed))
         self.ring("query")
 
-    def _can(self, report: Report) -> None:
-        if self._unable:
-            self._unable = ""
+    def _can(self, target: Target, report: Report) -> None:
+        """Say so when no device is left that cannot be asked."""
+        if self._unable.pop(target.id, "") and not self._unable:
             report("")
 
     # --- what the vendor's command says ---
@@ -315,12 +329,12 @@ class Senses:
         said = ""
         while True:
             reason = await self._compare(self.hailortcli, loop.time())
-            if reason != said:
-                said = reason
+            if reason and reason != said:
                 # Where nobody installed it, nobody misses it.
                 write = _log.info if self.hailortcli.is_there else _log.debug
                 write("sensor.absent", sensor=Sensor.HAILORTCLI.value, reason=reason)
-            await anyio.sleep(_CROSS_CHECK_SECONDS)
+            said = reason
+            await anyio.sleep(_CROSS_CHECK_SECONDS if self.targets() else _TURN_SECONDS)
 
     async def _compare(self, command: HailortCli, at: float) -> str:
         """Compare once; tells why that was not possible."""

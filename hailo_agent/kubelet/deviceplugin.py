@@ -7,7 +7,7 @@ inventory in memory, without I/O, for the kubelet waits in its sync loop and wit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -40,8 +40,8 @@ class Terms:
     names: ResourceNames
     delivery: frozenset[Delivery]
     place: Place
-    granted: Callable[[Iterable[DeviceId]], None]
-    """Told of every grant, before the kubelet is."""
+    granted: Callable[[Sequence[DeviceId]], Awaitable[None]]
+    """Told of every grant, before the kubelet is; the kubelet waits for it."""
     tally: Tally
 
 
@@ -150,7 +150,7 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
             )
             raise
         granted = [device.id for granted in grants for device in granted.devices]
-        self._terms.granted(granted)
+        await self._terms.granted(granted)
         response = deviceplugin.AllocateResponse(
             container_responses=[to_container(granted) for granted in grants]
         )

@@ -63,6 +63,8 @@ class Session:
     _home: Identity | None = None
     _complaint: str = ""
     _is_serving: bool = False
+    _odd: str = ""
+    """Why the last registration came to nothing, though nothing went wrong with it."""
 
     async def run(self, report: Callable[[str], None]) -> None:
         """Serve and register, again and again.
@@ -88,7 +90,10 @@ class Session:
                     return
                 delay = backoff.next(loop.time() - started_at) if lost.is_odd else 0.0
                 report(lost.reason)
-                _log.warning("plugin.lost", resource=self.terms.resource, reason=lost.reason)
+                # What goes on and on is said once; the roster has the reason all the while.
+                write = _log.debug if lost.is_odd and lost.reason == self._odd else _log.warning
+                write("plugin.lost", resource=self.terms.resource, reason=lost.reason)
+                self._odd = lost.reason if lost.is_odd else ""
             await self._pause(delay, kubelet)
 
     async def check(self) -> None:
@@ -113,7 +118,8 @@ class Session:
                 report("")
                 self.terms.tally.count("registrations", self.terms.resource, "accepted")
                 self._complaint = ""
-                _log.info(
+                write = _log.debug if self._odd else _log.info
+                write(
                     "plugin.registered", resource=self.terms.resource, endpoint={"path": str(path)}
                 )
                 lost = await self._until_lost(endpoint, kubelet)

@@ -51,7 +51,7 @@ class Chips(Mapping[str, SimulatedChip]):
         kind = f"{generation.version} {pci_id} {self._machine.entry(address)}"
         made, chip = self._made.get(address, ("", None))
         if chip is None or made != kind:
-            firmware = ChipFirmware(version=generation.version, serial=_serial(address))
+            firmware = ChipFirmware(version=generation.version, serial=serial_of(address))
             chip = SimulatedChip(
                 generation.version, firmware, board=_BOARDS.get(pci_id, _BOARDS[HAILO_8])
             )
@@ -105,5 +105,6 @@ async def why_no_chips() -> str:
     return lines[-1].rpartition("] ")[2] if lines else f"the trial ended with {trial.returncode}"
 
 
-def _serial(address: str) -> str:
+def serial_of(address: str) -> str:
+    """Tell the serial number of the chip in a slot."""
     return f"SIM{address.replace(':', '').replace('.', '')}"[:15]

@@ -27,9 +27,15 @@ _CALM_SECONDS: Final = 0.25
 _SETTLE_SECONDS: Final = 15.0
 _TICK_SECONDS: Final = 0.02
 _PASSING: Final = frozenset(
-    {"device.recovering", "device.denied", "aer.correctable", "aer.nonfatal", "aer.fatal"}
+    {
+        *("device.recovering", "device.denied"),
+        *("aer.correctable", "aer.nonfatal", "aer.fatal"),
+        *("temperature.high", "chip.throttled"),
+    }
 )
 """Faults that only time cures, or a setting."""
+_QUERY_SECONDS: Final = 2.0
+"""How often chips are asked, unless that was set: nobody wants to wait a minute to see them ill."""
 _LINES: Final = 10_000
 _FOR_EVER: Final = 1e9
 
@@ -48,7 +54,9 @@ class Keeper:
         self._agent: AgentProcess | None = None
         self._past: deque[Line] = deque(maxlen=_LINES)
         self._config = node.root / "agent.yaml"
-        self._config.write_text(json.dumps(_for_the_agent(settings)))  # JSON is YAML
+        wanted = _for_the_agent(settings)
+        self.query_seconds: float = wanted["health"]["query_seconds"]
+        self._config.write_text(json.dumps(wanted))  # JSON is YAML
 
     async def run(self) -> None:
         """Start it, and start it again whenever it ends."""
@@ -57,7 +65,7 @@ class Keeper:
             while True:
                 flags = [f"--config={self._config}", *self._node.flags()]
                 started_at = loop.time()
-                self._agent = await AgentProcess.start(*flags)
+                self._agent = await AgentProcess.start(*flags, prefix=self._node.prefix)
                 await self._agent.wait(_FOR_EVER)
                 self._past.extend(self._agent.lines)
                 lived = loop.time() - started_at
@@ -122,6 +130,10 @@ class Playground:
             "kubelet, a container runtime, and an agent that is none the wiser.\n"
             "Type help, or quit."
         )
+        if self.node.ioctls is not None:
+            self.terminal.say(
+                f"Chips are asked how they are every {self.keeper.query_seconds:g} s."
+            )
         self.locate()
 
     def locate(self) -> None:
@@ -186,6 +198,8 @@ def _for_the_agent(settings: Settings) -> dict[str, Any]:
     every = settings.model_dump(mode="json")
     for key in _SEEN_BY_THE_RUNTIME:
         del every["runtime"][key]
+    if settings.health.query_seconds == Settings().health.query_seconds:
+        every["health"] |= {"query_seconds": _QUERY_SECONDS, "awake_share": 1.0}
     return every
 
 

@@ -488,7 +488,7 @@ class Story:
             await asyncio.sleep(max(0.0, messages[-1].at + _REST_SECONDS - self._now()))
 
     async def _new_agent(self) -> AgentProcess:
-        return await AgentProcess.start(*self._node.flags())
+        return await AgentProcess.start(*self._node.flags(), prefix=self._node.prefix)
 
     async def _put_away(self) -> None:
         """See to it that no agent is left, whatever it is doing."""

@@ -15,6 +15,7 @@ from typing import Final
 from rich.console import Console
 
 from hailo_agent.settings import Settings
+from hailo_agent.sim.chips import Chips, why_no_chips
 from hailo_agent.sim.commands import is_quit, obey
 from hailo_agent.sim.follow import Follower
 from hailo_agent.sim.machine import Machine, MachineError
@@ -76,7 +77,7 @@ async def _story(settings: Settings) -> int:
         print("The story is told with default settings; yours are left out.", file=sys.stderr)
     console = new_console()
     began_at = asyncio.get_running_loop().time()
-    async with temporary_root() as root, Node.build(root) as node:
+    async with temporary_root() as root, Node.build(root, chips=await _chips()) as node:
         _mention_numbers(node.machine)
         story = await (_on_screen(node, console) if can_draw(console) else _in_lines(node))
     console.print()
@@ -106,7 +107,7 @@ async def _on_screen(node: Node, console: Console) -> Story:
 
 async def _play(settings: Settings) -> int:
     terminal = Terminal(new_console(), sys.stdin)
-    async with temporary_root() as root, Node.build(root) as node:
+    async with temporary_root() as root, Node.build(root, chips=await _chips()) as node:
         _mention_numbers(node.machine)
         furnish(node.machine)
         ground = Playground(node, settings, terminal)
@@ -133,6 +134,15 @@ async def _obey_all(ground: Playground) -> bool:
                 break
             could = await obey(ground, line) and could
     return could
+
+
+async def _chips() -> type[Chips] | None:
+    """Put chips behind devnodes, or say why that cannot be done here."""
+    reason = await why_no_chips()
+    if not reason:
+        return Chips
+    print(f"No chips are behind the device nodes, for nobody may answer: {reason}", file=sys.stderr)
+    return None
 
 
 def _mention_numbers(machine: Machine) -> None:

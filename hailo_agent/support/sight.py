@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hailo_agent import agent
+from hailo_agent import agent, outfit
 from hailo_agent.errors import EdgeError
 from hailo_agent.kubelet.pods import Pod, pods
 from hailo_agent.settings import Settings
@@ -102,4 +102,4 @@ def _resources(settings: Settings, inventory: agentapi.Inventory) -> tuple[str, 
     """Name what is served: by the agent's own word, for it may run with other settings."""
     parts = [] if inventory.readiness is None else inventory.readiness.parts
     served = sorted(p.name.removeprefix(PLUGIN) for p in parts if p.name.startswith(PLUGIN))
-    return tuple(served) or agent.resource_names(settings).all()
+    return tuple(served) or outfit.resource_names(settings).all()

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
@@ -25,6 +26,7 @@ from hailo_agent.aio.supervise import Report, Status, describe
 from hailo_agent.errors import EdgeError
 from hailo_agent.web.answers import JSON, accepts_gzip, answer, encode, packed, spell, text
 from hailo_agent.web.events import Events
+from hailo_agent.web.exposition import prefers_openmetrics
 from hailo_agent.web.listen import BACKLOG, EDGE, Address, Listening, listening, parse_listen
 from hailo_agent.web.probes import Check, Liveness, Readiness
 from hailo_agent.web.shared import Shared
@@ -39,6 +41,8 @@ MAX_LINE_BYTES: Final = 2048
 MAX_HEADERS: Final = 64
 
 _METHODS: Final = (hdrs.METH_GET, hdrs.METH_HEAD)
+_FORMATS: Final = ("text/plain", "application/openmetrics-text; version=1.0.0")
+"""The formats of metrics, in words of an Accept header: plain, and what Prometheus prefers."""
 _GRACE_SECONDS: Final = 0.25
 _LOOK_SECONDS: Final = 5.0
 """How often we look whether the file of a unix socket is still there."""
@@ -57,9 +61,8 @@ class Site:
     statuses: Callable[[], Sequence[Status]]
     checks: Mapping[str, Check]
     """By name: calls one of our own services over its socket, and raises if that fails."""
-    metrics: Callable[[], bytes]
-    metrics_type: str
-    """Media type of the metrics, as Prometheus tells its formats apart."""
+    metrics: Callable[[str], tuple[bytes, str]]
+    """Body and media type of the metrics, in the format that an Accept header prefers."""
     extra: Callable[[], Mapping[str, object]]
     """What /status tells besides the inventory."""
 
@@ -75,7 +78,9 @@ async def serve(listen: str, site: Site, *, page: bool, report: Report) -> None:
         runner = web.ServerRunner(pages.server, shutdown_timeout=_GRACE_SECONDS)
         await runner.setup()
         try:
-            await web.SockSite(runner, held.socket, backlog=BACKLOG).start()
+            # Cancelled in the middle, asyncio would leave a closed socket among those it watches.
+            with anyio.CancelScope(shield=True):
+                await web.SockSite(runner, held.socket, backlog=BACKLOG).start()
             _log.info("web.started", address=str(held.address), page=page)
             report("")
             await _until_removed(held)
@@ -107,8 +112,10 @@ class _Pages:
         self._site = site
         self._liveness = Liveness(site.checks)
         self._events = Events(site.watch)
-        self._metrics = Shared(self._make_metrics)
-        self._packed_metrics = Shared(self._pack_metrics)
+        self._metrics = {accept: Shared(partial(self._make_metrics, accept)) for accept in _FORMATS}
+        self._packed_metrics = {
+            accept: Shared(partial(self._pack_metrics, accept)) for accept in _FORMATS
+        }
         self._status = Shared(self._make_status)
         self._failing: set[str] = set()
         self._paths: dict[str, Respond] = {
@@ -124,14 +131,11 @@ class _Pages:
 
     async def end(self, runner: web.ServerRunner) -> None:
         """End streams and answers under way, then every connection, within moments."""
-        for ongoing in (
-            self._events,
-            self._liveness,
-            self._metrics,
-            self._packed_metrics,
-            self._status,
-        ):
-            ongoing.cancel()
+        self._events.cancel()
+        self._liveness.cancel()
+        self._status.cancel()
+        for shared in (*self._metrics.values(), *self._packed_metrics.values()):
+            shared.cancel()
         transports = self.server.transports
         await runner.cleanup()
         for transport in transports:
@@ -170,20 +174,21 @@ class _Pages:
         return response
 
     async def _respond_metrics(self, request: web.BaseRequest) -> web.Response:
-        headers: dict[str, str] = {
-            hdrs.CONTENT_TYPE: self._site.metrics_type,
-            hdrs.VARY: hdrs.ACCEPT_ENCODING,
-        }
-        if not accepts_gzip(request):
-            return answer(await self._metrics.get(), headers=headers)
-        headers[hdrs.CONTENT_ENCODING] = "gzip"
-        return answer(await self._packed_metrics.get(), headers=headers)
+        wanted = _FORMATS[prefers_openmetrics(request.headers.get(hdrs.ACCEPT, ""))]
+        headers: dict[str, str] = {hdrs.VARY: f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"}
+        if accepts_gzip(request):
+            headers[hdrs.CONTENT_ENCODING] = "gzip"
+            body, media_type = await self._packed_metrics[wanted].get()
+        else:
+            body, media_type = await self._metrics[wanted].get()
+        return answer(body, headers={**headers, hdrs.CONTENT_TYPE: media_type})
 
-    async def _make_metrics(self) -> bytes:
-        return self._site.metrics()
+    async def _make_metrics(self, accept: str) -> tuple[bytes, str]:
+        return self._site.metrics(accept)
 
-    async def _pack_metrics(self) -> bytes:
-        return packed(await self._metrics.get())
+    async def _pack_metrics(self, accept: str) -> tuple[bytes, str]:
+        body, media_type = await self._metrics[accept].get()
+        return packed(body), media_type
 
     async def _respond_status(self, request: web.BaseRequest) -> web.Response:  # noqa: ARG002
         return answer(await self._status.get(), headers={hdrs.CONTENT_TYPE: JSON})

@@ -67,7 +67,7 @@ def _is_of_this_card(device: Device, usage: DeviceUsage, unix_time: UnixTime) ->
 def _shown(told: Collection[tuple[Device, DeviceUsage]]) -> tuple[_Shown, ...]:
     """Choose which networks are told: of every device its first before any has its second."""
     ranked = (
-        _Shown(labels=_labels(device, usage.networks[rank]), network=usage.networks[rank])
+        _Shown(labels=_labels(device, usage, usage.networks[rank]), network=usage.networks[rank])
         for rank in range(MAX_NETWORKS)
         for device, usage in told
         if rank < len(usage.networks)
@@ -75,10 +75,10 @@ def _shown(told: Collection[tuple[Device, DeviceUsage]]) -> tuple[_Shown, ...]:
     return tuple(islice(ranked, MAX_NETWORKS_IN_ALL))
 
 
-def _labels(device: Device, network: NetworkUsage) -> Labels:
-    """Say whose a network is; of a device that several hold, nobody can tell."""
+def _labels(device: Device, usage: DeviceUsage, network: NetworkUsage) -> Labels:
+    """Say whose a network is; nobody can tell if several hold the device, or another did then."""
     texts = ("", "", "")
-    if len(device.holders) == 1:
+    if len(device.holders) == 1 and usage.holders == device.holders:
         (holder,) = device.holders
         texts = (holder.namespace, holder.pod, holder.container)
     return (device.id, *(bounded(text, MAX_NAME) for text in texts), bounded(network.network))

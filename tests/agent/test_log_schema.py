@@ -7,6 +7,7 @@ restarts, refuses and lies, the disk refuses, texts are hostile, and all of it a
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,13 +20,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from grpclib.exceptions import GRPCError
 
+from hailo_agent.rpc.dial import dialing
 from hailo_agent.sim.chips import Chips
 from hailo_agent.sim.kubelet import AdmissionFailed
 from hailo_agent.sim.litter import LitterKind
 from hailo_agent.sim.machine import Ailment
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node, temporary_root
-from hailo_agent.wire import podresources
+from hailo_agent.wire import deviceplugin, podresources
 from tests.house.repository import ROOT
 
 FIRST, SECOND, THIRD = "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"
@@ -61,7 +64,9 @@ FLAGS: Final = (
     "--runtime.delivery=cri",
 )
 # Whoever may write anywhere is not told that a directory is read-only.
-AS_A_POOR_ROOT: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+AS_A_POOR_ROOT: Final = (
+    ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+)
 # What it wrote, byte for byte, beside what is read of it.
 COPIED: Final = ("bash", "-c", 'log=$1; shift; exec "$@" 2> >(tee -a "$log" >&2)', "bash")
 
@@ -97,21 +102,25 @@ def soaked() -> Soaked:
 
 async def soak() -> Soaked:
     started_at = datetime.now(UTC)
-    async with temporary_root() as root, Node.build(root, fsync=False, chips=Chips) as node:
-        log = root / "log"
+    async with temporary_root() as root, temporary_root() as elsewhere:
+        logs = root / "log", elsewhere / "log"
+        (standing, resyncs), _ = await asyncio.gather(
+            busy_life(root, logs[0]), quiet_life(elsewhere, logs[1])
+        )
+        raw = b"".join(log.read_bytes() for log in logs)
+        return Soaked(raw, started_at, datetime.now(UTC), standing, resyncs)
+
+
+async def busy_life(root: Path, log: Path) -> tuple[Sequence[Mapping[str, Any]], int]:
+    async with Node.build(root, fsync=False, chips=Chips) as node:
         for version in ("4.23", "5.3"):
             node.machine.load(version)
         node.machine.plug(FIRST)
-        (node.cdi_dir / ".hailo.ai-npu.json.0123abcd").write_text("{}")  # of one that was killed
+        (node.cdi_dir / ".hailo.ai-npu.json.0123abcd.tmp").write_text("{}")  # of a killed one
         config = root / "config.yaml"
         config.write_text("log: {level: debug}\n")
-        flags = (*node.flags(), *(f for f in FLAGS if not f.startswith("--log.level")))
-        agent = await AgentProcess.start(
-            *flags,
-            f"--config={config}",
-            env=SECRETS,
-            prefix=(*COPIED, str(log), *node.prefix, *AS_A_POOR_ROOT),
-        )
+        flags = (*(f for f in FLAGS if not f.startswith("--log.level")), f"--config={config}")
+        agent = await started(node, log, *flags, prefix=(*node.prefix, *AS_A_POOR_ROOT))
         try:
             await node.listed(1)
             await storm(node)
@@ -119,13 +128,30 @@ async def soak() -> Soaked:
             await crowded(node, agent)
             await ills(node)
             await signals(agent, config)
-            await kubelets(node)
-            standing, resyncs = await stand(node, agent)
+            await kubelets(node, agent)
+            stood = await stand(node, agent)
             await recover(node, agent)
         finally:
             await agent.stop()
+        return stood
+
+
+async def quiet_life(root: Path, log: Path) -> None:
+    """Let what takes the agent's patience happen on another node meanwhile."""
+    async with Node.build(root, fsync=False) as node:
+        node.machine.load("4.23")
+        node.machine.plug(FIRST)
+        agent = await started(node, log, *FLAGS)
+        try:
+            await emptied(node, agent)
+        finally:
+            await agent.stop()
         await displaced(node, log)
-        return Soaked(log.read_bytes(), started_at, datetime.now(UTC), standing, resyncs)
+
+
+async def started(node: Node, log: Path, *flags: str, prefix: tuple[str, ...] = ()) -> AgentProcess:
+    prefix = (*COPIED, str(log), *prefix)
+    return await AgentProcess.start(*node.flags(), *flags, env=SECRETS, prefix=prefix)
 
 
 async def storm(node: Node) -> None:
@@ -143,13 +169,13 @@ async def storm(node: Node) -> None:
 async def pods(node: Node) -> None:
     await admitted(node, "default/a", 1)
     await admitted(node, f"default/{HOSTILE}", 1)
-    with suppress(AdmissionFailed):
-        await node.kubelet.admit("default/too-many", {RESOURCE: 9})
-    node.kubelet.drop_stream(RESOURCE)  # so that the kubelet believes in what is gone
     node.machine.pull(THIRD)
-    await asyncio.sleep(0.2)
-    with suppress(AdmissionFailed):
-        await node.kubelet.admit("default/gone", {RESOURCE: 1})
+    async with dialing(node.plugin_dir / "hailo.ai_npu.sock") as channel:
+        plugin = deviceplugin.DevicePluginStub(channel)
+        for device_ids in ([HOSTILE, ONE], [f"pci-{number}" for number in range(3000)]):
+            asked = deviceplugin.ContainerAllocateRequest(device_ids=device_ids)
+            with suppress(GRPCError):
+                await plugin.allocate(deviceplugin.AllocateRequest(container_requests=[asked]))
 
 
 async def admitted(node: Node, pod: str, count: int) -> None:
@@ -182,23 +208,26 @@ async def ills(node: Node) -> None:
 
 async def signals(agent: AgentProcess, config: Path) -> None:
     for text in ("log: {level: nonsense}\n", "log: [\n", "log: {level: debug}\n"):
-        config.write_text(text)
+        await asyncio.to_thread(config.write_text, text)
         agent.process.send_signal(signal.SIGHUP)
         await asyncio.sleep(0.1)
     await agent.wait_for("config.refused")
 
 
-async def kubelets(node: Node) -> None:
+async def kubelets(node: Node, agent: AgentProcess) -> None:
     for _ in range(2):
         await node.kubelet.restart()
         await asyncio.sleep(0.3)
+    await node.kubelet.stop()  # its socket stays behind
+    await agent.wait_for("plugin.unregistered")
+    await node.kubelet.start()
     node.kubelet.faults.refuse_register = HOSTILE
     await node.kubelet.restart()
 
 
 async def stand(node: Node, agent: AgentProcess) -> tuple[Sequence[Mapping[str, Any]], int]:
     """Let much be wrong at once, and go on being so; returns the log of that time."""
-    begun = len(agent.lines)
+    begun, passed = len(agent.lines), passes(agent)
     await agent.wait_for("plugin.rejected")
     node.machine.degrade_link(FIRST)
     node.machine.ail(FIRST, Ailment.HOT)
@@ -216,13 +245,11 @@ async def stand(node: Node, agent: AgentProcess) -> tuple[Sequence[Mapping[str, 
     node.kubelet.pod_resources.refusal = HOSTILE
     node.cdi_dir.chmod(0o555)
     node.spec_path.chmod(0o444)
-    until = passes(agent) + RESYNCS + 20
-    async with asyncio.timeout(30.0):
-        while passes(agent) < until:  # noqa: ASYNC110 - its log
+    async with asyncio.timeout(40.0):
+        while passes(agent) - passed < RESYNCS:
             node.machine.count_errors(FIRST, "correctable")  # now and then, as a bad slot does
             await asyncio.sleep(0.13)
-    lines = [line.fields for line in agent.lines[begun:]]
-    return lines, until
+    return [line.fields for line in agent.lines[begun:]], passes(agent) - passed
 
 
 def passes(agent: AgentProcess) -> int:
@@ -246,6 +273,23 @@ async def recover(node: Node, agent: AgentProcess) -> None:
         node.machine.mend(address)
     node.kubelet.faults.refuse_register = ""
     await agent.wait_for("spec.accepted", within=40.0)
+    await agent.wait_for("fault.cleared")
+    node.spec_path.unlink()
+    await agent.wait_for("spec.restored")
+    node.agent_socket.unlink()
+    await agent.wait_for("part.recovered", lambda f: f["part"] == "subscribers")
+
+
+async def emptied(node: Node, agent: AgentProcess) -> None:
+    """Let a pod come and go, and then the only device."""
+    await node.listed(1)
+    await admitted(node, "default/a", 1)
+    await agent.wait_for("device.held", lambda f: f["device"]["holders"])
+    await node.kubelet.remove("default/a")
+    await agent.wait_for("device.freed", within=20.0)
+    node.machine.pull(FIRST)
+    await agent.wait_for("spec.removed", within=20.0)
+    node.machine.plug(FIRST)
 
 
 async def crowded(node: Node, agent: AgentProcess) -> None:
@@ -277,12 +321,23 @@ def crowd() -> list[podresources.PodResources]:
 
 
 async def displaced(node: Node, log: Path) -> None:
-    """Take the plugin directory from under another agent, which ends it."""
-    prefix = (*COPIED, str(log), *node.prefix)
-    agent = await AgentProcess.start(*node.flags(), *FLAGS, env=SECRETS, prefix=prefix)
+    """Run another agent, under other stars, and take the plugin directory from under it."""
+    await node.kubelet.stop()
+    node.kubelet.socket.unlink()
+    other = node.root / "other"
+    (other / node.spec_path.name).mkdir(parents=True)  # which no write can replace
+    flags = (
+        *(flag for flag in node.flags() if not flag.startswith("--runtime.cdi-")),
+        *FLAGS,
+        f"--runtime.cdi-dir={other}",
+        f"--runtime.cdi-search-dirs={other},{node.cdi_dir}",
+    )
+    agent = await AgentProcess.start(*flags, env=SECRETS, prefix=(*COPIED, str(log)))
     try:
-        await agent.wait_for("agent.started")
-        await agent.wait_for("device.added")
+        await agent.wait_for("plugin.waiting")
+        await agent.wait_for("spec.refused")
+        await node.kubelet.start()
+        await agent.wait_for("plugin.registered")
         await asyncio.to_thread(shutil.rmtree, node.plugin_dir)
         assert await agent.wait(within=20.0) == 75
     finally:
@@ -291,39 +346,50 @@ async def displaced(node: Node, log: Path) -> None:
 
 # --- what the reference promises ----------------------------------------------------------------
 
-_KINDS: Final[Mapping[str, type]] = {
-    "text": str,
-    "texts": str,
-    "integer": int,
-    "number": float,
-    "boolean": bool,
-}
+_KINDS: Final[Mapping[type, str]] = {str: "text", int: "integer", float: "number", bool: "boolean"}
+UNSEEN: Final = frozenset(
+    {
+        "agent.crashed",  # these take a bug …
+        "part.failed",
+        "preference.failed",
+        "web.failed",
+        "device.moved",  # … these take luck, or a machine unlike this one
+        "driver.unknown",
+        "leftover.kept",
+        "machine.unreadable",
+        "monitor.unbounded",
+        "sensor.absent",
+    }
+)
 
 
 def documented_keys() -> dict[str, str]:
     """Read the tables of keys: by path, the kind of value."""
     rows = re.findall(
-        r"^\| (text|texts|integer|number|boolean) \| (`[^|]+) \|", EVENTS_PAGE.read_text(), re.M
+        r"^\| (text|texts|integer|number|boolean) \| (`[^|]+) \|",
+        EVENTS_PAGE.read_text(),
+        re.MULTILINE,
     )
     return {key: kind for kind, keys in rows for key in re.findall(r"`([^`]+)`", keys)}
 
 
 def documented_levels() -> dict[str, str]:
     """Read the tables of events: by name, what is said of its level."""
-    return dict(re.findall(r"^\| `([a-z.-]+)` \| ([^|]+) \|", EVENTS_PAGE.read_text(), re.M))
+    return dict(
+        re.findall(r"^\| `([a-z.-]+)` \| ([^|]+) \|", EVENTS_PAGE.read_text(), re.MULTILINE)
+    )
 
 
-def flattened(value: object, path: str = "") -> Iterator[tuple[str, str, object]]:
+def flattened(value: object, path: str = "", kinds: str = "") -> Iterator[tuple[str, str, object]]:
     """Name every leaf, as a log stack does: through lists, and with a dot for each step."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from flattened(item, f"{path}.{key}" if path else key)
+            yield from flattened(item, f"{path}.{key}" if path else key, kinds)
     elif isinstance(value, list):
         for item in value:
-            yield from ((p, "texts" if p == path else k, v) for p, k, v in flattened(item, path))
+            yield from flattened(item, path, "s")
     elif value is not None:
-        names = {bool: "boolean", int: "integer", float: "number", str: "text"}
-        yield path, names[type(value)], value
+        yield path, _KINDS[type(value)] + kinds, value
 
 
 # --- what holds for every line ------------------------------------------------------------------
@@ -331,16 +397,7 @@ def flattened(value: object, path: str = "") -> Iterator[tuple[str, str, object]
 
 def test_the_soak_was_one(soaked: Soaked) -> None:
     written = {event["message"] for event in soaked.events}
-    missing = set(documented_levels()) - written
-    assert missing <= {
-        "agent.crashed",  # a bug
-        "part.failed",
-        "web.failed",
-        "preference.failed",
-        "driver.unknown",
-        "monitor.unbounded",
-        "machine.unreadable",
-    }
+    assert set(documented_levels()) - written - UNSEEN == set()
     assert len(soaked.lines) > 500
 
 

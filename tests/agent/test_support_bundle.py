@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 
 from hailo_agent import cli
+from hailo_agent.core.cordon import Cordon
+from hailo_agent.core.cordon import document as document_of
+from hailo_agent.core.device import DeviceId
 from hailo_agent.errors import EdgeError
 from hailo_agent.host import collect as host_collect
 from hailo_agent.runtime.collect import cdi_files
@@ -89,13 +92,12 @@ def plant(at: Scene) -> dict[str, str]:
         f"hailo: fetched https://{PLANTED['a URL']}@example.com/fw with Bearer {JWT}",
         f"hailo: nothing to hide of {LOOKALIKE}",
     )
-    cordon = {
-        "id": "pci-0000-01-00-0",
-        "reason": f"password: {PLANTED['a reason']}",
-        "since": "2026-11-22T18:30:00Z",
-        "by": "cli",
-    }
-    at.write("/cordons.json", json.dumps({"version": 1, "cordons": [cordon]}))
+    cordon = Cordon(
+        device_id=DeviceId("pci-0000-01-00-0"),
+        reason=f"password: {PLANTED['a reason']}",
+        since="2026-11-22T18:30:00Z",
+    )
+    at.write("/cordons.json", json.dumps(document_of([cordon])))
     at.options["host.cordon-file"] = str(at.host / "cordons.json")
     return {"REGISTRY_TOKEN": ODD, "HAILO_AGENT_LOG__LEVEL": "info", "HOME": "/root"}
 
@@ -145,7 +147,7 @@ async def test_no_secret_is_in_it_wherever_one_was_planted(here: Scene) -> None:
     for where, secret in PLANTED.items():
         assert secret.encode() not in everything, where
     # It was not by leaving everything out.
-    assert b"device.cordoned" in files["inventory.json"]
+    assert b"cordoned since 2026-11-22T18:30:00Z: password: (masked)" in files["inventory.json"]
     assert LOOKALIKE.encode() in files["kernel.log"]
     assert b"refused" in files["kernel.log"]
     assert b"containerd" in files["doctor.json"]

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.settings import SettingCodes
 
+from hailo_agent.core.device import DeviceId
 from hailo_agent.sim.kubelet import Kubelet, KubeletVersion
 from hailo_agent.sim.machine import slot_address
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node, temporary_root
@@ -218,3 +219,7 @@ def is_socket(path: Path) -> bool:
         return stat.S_ISSOCK(path.lstat().st_mode)
     except FileNotFoundError:
         return False
+
+
+async def ignored(_: Sequence[DeviceId]) -> None:
+    """Take note of no grant."""

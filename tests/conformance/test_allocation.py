@@ -41,6 +41,7 @@ from hailo_agent.sim.machine import SOC, slot_address
 from hailo_agent.sim.node import RESOURCE, Node, temporary_root
 from hailo_agent.sim.runtime import ContainerNotCreated, ContainerView, Runtime
 from hailo_agent.wire import deviceplugin
+from tests.conformance.support import ignored
 
 HAILO_10H: Final = "1e60:45c4"
 A, B, C, D = (slot_address(number) for number in range(4))
@@ -605,7 +606,7 @@ async def test_31_a_preference_that_fails_inside_is_the_first_ids_that_fit() -> 
         names=ResourceNames(default=RESOURCE),
         delivery=frozenset({Delivery.CRI}),
         place=Place(),
-        granted=lambda _: None,
+        granted=ignored,
         tally=Tally(),
     )
     servicer = DevicePlugin(Latest(Inventory(devices=(broken,))), terms)

@@ -73,8 +73,14 @@ def scene() -> Iterator[Scene]:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="dr-", dir=memory, ignore_cleanup_errors=True) as root:
         built = Scene(Path(root))
+        built.options["host.cordon-file"] = str(cordon_file(built))
         with built.closing:
             yield built
+
+
+def cordon_file(at: Scene) -> Path:
+    """Say where the scene's cordons are; not made."""
+    return at.root / "cordons.json"
 
 
 def settings_of(at: Scene) -> Settings:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hailo_agent import agent
+from hailo_agent import outfit
 from hailo_agent.core import cordon
 from hailo_agent.core.chip import Limits
 from hailo_agent.core.health import (
@@ -158,7 +158,7 @@ def test_the_example_is_a_configuration_and_does_what_is_said_of_it(tmp_path: Pa
     path = tmp_path / "config.yaml"
     path.write_text(example)
     settings = load(flags={}, environ={}, config=path).settings
-    standards = agent._policy(settings, agent.resource_names(settings)).standards
+    standards = outfit.policy(settings, outfit.resource_names(settings)).standards
     assert not standards.offers_unknown
     changed = {code: rule for code, rule in standards.rules.items() if rule != RULES[code]}
     assert changed == {
@@ -197,7 +197,7 @@ def test_what_is_said_of_thresholds_is_so() -> None:
     for seconds_, what in (
         (senses.ILL_SECONDS, "{} s after trouble"),
         (senses._SOON_SECONDS, "{} s after a reading that shows something else wrong"),
-        (agent._WORKER_SECONDS, "has nothing to do for {} s"),
+        (outfit._WORKER_SECONDS, "has nothing to do for {} s"),
         (senses._CROSS_CHECK_SECONDS, "every {} s, unless `health.hailortcli` is empty"),
     ):
         assert what.format(f"{seconds_:g}") in " ".join(PAGE.split())

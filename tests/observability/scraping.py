@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Final
@@ -38,6 +39,10 @@ Sample = tuple[dict[str, str], float]
 """A series' labels, and its figure."""
 
 
+class NotReady(Exception):
+    """Prometheus has not read its data yet."""
+
+
 class PromqlError(Exception):
     """Prometheus could not run a query; its words."""
 
@@ -55,6 +60,8 @@ class Prometheus:
             with urlopen(url, timeout=10) as response:
                 return json.load(response)["data"]
         except HTTPError as error:
+            if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
+                raise NotReady from error
             raise PromqlError(json.load(error)["error"]) from error
 
     def query(self, expr: str) -> list[Sample]:
@@ -181,10 +188,7 @@ def until(condition: Callable[[], bool]) -> None:
         try:
             if condition():
                 return
-        except (URLError, ConnectionError):
+        except (URLError, ConnectionError, NotReady):
             pass  # still starting
-        except PromqlError as error:
-            if "not ready" not in str(error).lower():
-                raise
         time.sleep(0.1)
     pytest.fail("nothing of the kind within the deadline")

@@ -21,6 +21,7 @@ from hailo_agent.core.chip import Chip, ChipState, Firmware, Temperatures, Throt
 from hailo_agent.core.device import (
     HAILO_VENDOR,
     Device,
+    DeviceId,
     DeviceNumber,
     Devnode,
     Holder,
@@ -32,6 +33,7 @@ from hailo_agent.core.device import (
 from hailo_agent.core.health import PRESENCE, RULES, Fault, FaultCode, Health, History, Sensor
 from hailo_agent.core.inventory import Inventory
 from hailo_agent.core.offer import ResourceNames
+from hailo_agent.core.usage import DeviceUsage, Direction, NetworkUsage, QueueUsage
 from hailo_agent.core.vitals import Aer, Link, Vitals
 from hailo_agent.web.exposition import Exposition
 from hailo_agent.web.metrics import About, DeviceCollector
@@ -143,6 +145,18 @@ def device(
     )
 
 
+def usage(network: str, frames: float, utilisation: float, waiting: int = 2) -> DeviceUsage:
+    """Make up what the workload of a device says, of which one network runs."""
+    queues = (
+        QueueUsage(stream="in", direction=Direction.INPUT, capacity=16, pending=waiting),
+        QueueUsage(stream="out", direction=Direction.OUTPUT, capacity=16, pending=1),
+    )
+    told = NetworkUsage(
+        network=network, frames_per_second=frames, utilisation=utilisation, queues=queues
+    )
+    return DeviceUsage(written_at=0.0, utilisation=utilisation, networks=(told,))
+
+
 def gone(n: int, *, pod: str) -> Device:
     """Make up a device that the machine does not have any more, and that a pod still holds."""
     return replace(
@@ -174,8 +188,11 @@ class Node:
     tally: Tally = field(default_factory=Tally)
     version: str = "1.0.0"
     looked_seconds_ago: float = 0.0
-    started_seconds_ago: float | None = None
+    process: dict[str, Callable[[float], float]] = field(default_factory=dict)
+    """What is told of the process instead of what is so, by metric, from the time of the scrape."""
     is_down: bool = False
+    usage: dict[DeviceId, DeviceUsage] = field(default_factory=dict)
+    """What workloads say, but for when and for whom: that is at the scrape, for who has it."""
 
     def exposition(self, unix_time: float) -> Exposition:
         """Put together what is told at /metrics at a time."""
@@ -192,11 +209,16 @@ class Node:
             resources=ResourceNames(default=RESOURCE),
             about=About(version=self.version, python="3.13.1"),
             unix_offset=lambda: unix_time - CLOCK,
+            usage=lambda: {
+                device.id: replace(
+                    self.usage[device.id], written_at=unix_time, holders=device.holders
+                )
+                for device in self.devices
+                if device.id in self.usage
+            },
         )
-        started = None
-        if self.started_seconds_ago is not None:
-            started = unix_time - self.started_seconds_ago
-        return Exposition(collectors=(devices, _Process(started)))
+        process = {name: figure(unix_time) for name, figure in self.process.items()}
+        return Exposition(collectors=(devices, _Process(process)))
 
     def part(self, name: str, state: State, restarts: int = 0) -> None:
         """Put a part into a state."""
@@ -204,16 +226,18 @@ class Node:
 
 
 class _Process(Collector):
-    """What this very process costs, started when somebody says it was."""
+    """What this very process costs, unless somebody says otherwise."""
 
-    def __init__(self, started: float | None) -> None:
-        self._started = started
+    def __init__(self, figures: Mapping[str, float]) -> None:
+        self._figures = figures
         self._process = ProcessCollector(registry=None)
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._process.collect():
-            if self._started is not None and metric.name == "process_start_time_seconds":
-                metric.samples = [s._replace(value=self._started) for s in metric.samples]
+            metric.samples = [
+                sample._replace(value=self._figures.get(sample.name, sample.value))
+                for sample in metric.samples
+            ]
             yield metric
 
 
@@ -317,12 +341,24 @@ def _mixed(scrapes: int) -> Node:
         faults=(fault(FaultCode.PCI_UNSERVED, "0000:09:00.0"),),
     )
     node.part("queries", State.BACKING_OFF, 3)
+    for n, (network, frames) in enumerate((("yolov8m", 58.0), ("yolov8m", 31.5), ("whisper", 4.0))):
+        node.usage[node.devices[n].id] = usage(network, frames, 0.9 - 0.25 * n)
     tally = node.tally
+    tally.count("changes", "device.faulted", by=2 * scrapes)
     tally.count("refusals", RESOURCE, "DeviceUnavailable", by=scrapes)
     tally.count("refusals", RESOURCE, "UnknownOffer", by=scrapes // 2)
     tally.count("notifications", node.devices[1].id, "throttling", by=scrapes)
     tally.time("rpcs", "Allocate", "FAILED_PRECONDITION", seconds=0.01)
     return busy(node, scrapes)
+
+
+def _working(frames: float, waiting: int) -> Told:
+    def told(scrapes: int) -> Node:
+        node = well(scrapes)
+        node.usage[node.devices[0].id] = usage("yolov8m", frames, 0.97, waiting)
+        return node
+
+    return told
 
 
 STATES: Final[Mapping[str, Mapping[str, Told]]] = {
@@ -361,6 +397,9 @@ STATES: Final[Mapping[str, Mapping[str, Told]]] = {
     },
     "erring": {"edge-1": _erring},
     "noisy": {"edge-1": _noisy},
+    "working": {"edge-1": _working(60.0, 3)},
+    "stalled": {"edge-1": _working(0.0, 0)},
+    "swamped": {"edge-1": _working(60.0, 16)},
     "exhausted": {"edge-1": _with(device(0, pod="detector-0"), device(1, pod="detector-1"))},
     "idle": {"edge-1": _with(device(0, pod="detector-0", in_use=False), device(1))},
     "refusing": {"edge-1": _counting("refusals", RESOURCE, "DeviceUnavailable", by=1)},
@@ -384,7 +423,11 @@ STATES: Final[Mapping[str, Mapping[str, Told]]] = {
     "stumbling": {
         "edge-1": _changed(lambda node, n: node.part("vitals", State.RUNNING, 4 * n)),
     },
-    "restarting": {"edge-1": _changed(lambda node, _: setattr(node, "started_seconds_ago", 1.0))},
+    "restarting": {
+        "edge-1": _changed(
+            lambda node, _: node.process.update(process_start_time_seconds=lambda at: at - 1.0)
+        )
+    },
     "blind": {"edge-1": _changed(lambda node, _: setattr(node, "looked_seconds_ago", 900.0))},
     "unwritable": {"edge-1": _counting("spec_writes", "refused", by=1)},
     "updating": {
@@ -419,6 +462,8 @@ ALERTS: Final[Mapping[str, frozenset[str]]] = {
         "HailoPcieErrorsCorrected": {"noisy"},
         "HailoCapacityExhausted": {"exhausted", "erring"},
         "HailoDeviceHeldIdle": {"idle"},
+        "HailoNetworkStalled": {"stalled"},
+        "HailoNetworkSwamped": {"swamped"},
         "HailoPodOnUnhealthyDevice": {"dead", "gone", "mixed"},
         "HailoAllocationsRefused": {"refusing", "mixed"},
         "HailoAllocationsSlow": {"slow"},

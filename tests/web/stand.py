@@ -32,6 +32,7 @@ from hailo_agent.core.vitals import Link, Vitals
 from hailo_agent.errors import EdgeError
 from hailo_agent.subscribers.mapping import About
 from hailo_agent.subscribers.service import DeviceEvents
+from hailo_agent.web.exposition import OPENMETRICS, prefers_openmetrics
 from hailo_agent.web.server import Site, serve
 from hailo_agent.wire import agentapi
 
@@ -139,20 +140,19 @@ class Stand:
             Inventory(devices=tuple(sorted(devices, key=lambda d: d.id)), faults=faults)
         )
 
-    def _exposed(self) -> bytes:
-        return self.metrics()
+    def _exposed(self, accept: str) -> tuple[bytes, str]:
+        return self.metrics(), OPENMETRICS if prefers_openmetrics(accept) else METRICS_TYPE
 
     @property
     def site(self) -> Site:
         """Everything, as the agent hands it over."""
         service = self._service
         return Site(
-            inventory=lambda: service._whole(self.inventory.value),
+            inventory=service.whole,
             watch=lambda: service.watch(agentapi.WatchRequest()),
             statuses=lambda: self.roster.statuses.value,
             checks=self.checks,
             metrics=self._exposed,
-            metrics_type=METRICS_TYPE,
             extra=lambda: {"versions": {"agent": "0.5.0"}, "path": Path("/dev")},
         )
 

@@ -132,7 +132,7 @@ def test_prometheus_reads_it_all_and_forgets_what_is_gone(tmp_path: Path) -> Non
     fault = Fault(code=FaultCode.PCI_DEAD, subject=board().id, message="-", remedy="")
     ill = replace(board(0), health=Health.UNHEALTHY, fit=False, faults=(fault,))
     place = Place(ill, board(1))
-    place.usage = {board(0).id: USAGE}
+    place.usage = {board(0).id: replace(USAGE, holders=ill.holders)}
     place.inventory.publish(replace(place.inventory.value, faults=(fault,)))
     place.tally.count("notifications", board().id, "throttling")
     place.tally.count("reconcile_reasons", "resync")

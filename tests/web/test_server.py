@@ -22,6 +22,7 @@ from hailo_agent.errors import EdgeError
 from hailo_agent.subscribers.mapping import to_changes, to_inventory
 from hailo_agent.web import events, probes, server, shared
 from hailo_agent.web.answers import spell
+from hailo_agent.web.exposition import OPENMETRICS
 from hailo_agent.web.server import Site, serve
 from hailo_agent.wire import agentapi
 from tests.strategies import inventories
@@ -301,6 +302,13 @@ async def test_metrics_are_sent_as_made_and_packed_for_who_asks(stand: Stand, pa
             assert await answer.read() == METRICS
             assert answer.headers["Content-Type"] == METRICS_TYPE
             assert "Content-Encoding" not in answer.headers
+        prometheus = {
+            **plain,
+            "Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5",
+        }
+        async with client.get("/metrics", headers=prometheus) as answer:
+            assert answer.headers["Content-Type"] == OPENMETRICS
+            assert answer.headers["Vary"] == "Accept, Accept-Encoding"
         async with client.get("/metrics", headers={"Accept-Encoding": "br, gzip;q=0.5"}) as answer:
             assert answer.headers["Content-Encoding"] == "gzip"
             assert gzip.decompress(await answer.read()) == METRICS

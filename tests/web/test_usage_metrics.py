@@ -44,9 +44,9 @@ def told(place: Place) -> Told:
 
 
 def used(*devices: Device, usage: DeviceUsage = USAGE) -> Place:
-    """Have the workload of each device say the same."""
+    """Have the workload of each device say the same, to whoever holds it."""
     place = Place(*devices)
-    place.usage = {device.id: usage for device in devices}
+    place.usage = {device.id: replace(usage, holders=device.holders) for device in devices}
     return place
 
 
@@ -141,6 +141,14 @@ def test_without_exactly_one_holder_nobody_can_tell_whose_it_is(
     assert {key[2:5] for key in found if key[0].startswith("network_")} == {("", "", "")}
 
 
+def test_what_was_read_under_one_holder_is_not_told_under_the_next() -> None:
+    place = used(replace(board(), holders=(holder("first"),)))
+    place.show(replace(board(), holders=(holder("second"),)))
+    found = told(place)
+    assert found["network_frames_per_second", DEVICE, "", "", "", "yolov8m"] == 29.5
+    assert {key[2:5] for key in found if key[0].startswith("network_")} == {("", "", "")}
+
+
 def test_names_of_kubernetes_stay_whole_and_join_with_the_allocation() -> None:
     name = "p" * 253
     place = used(replace(board(), holders=(holder(name),)))
@@ -173,7 +181,7 @@ def test_a_device_that_the_inventory_has_forgotten_has_no_use() -> None:
 
 
 def test_pods_and_networks_come_and_go_and_leave_nothing_behind() -> None:
-    """A hundred and fifty pods with a network each on four devices; a scrape knows only those of now."""
+    """Pods with a network each, on four devices; a scrape knows only those of now."""
     chance = random.Random(5)
     place = Place(*map(board, range(4)))
     for pod in range(150):
@@ -187,7 +195,10 @@ def test_pods_and_networks_come_and_go_and_leave_nothing_behind() -> None:
                 for n in range(4)
             )
         )
-        place.usage = {board(n).id: networks(f"net-{pod}-{n}") for n in alive}
+        place.usage = {
+            board(n).id: replace(networks(f"net-{pod}-{n}"), holders=(holder(named[n]),))
+            for n in alive
+        }
         found = told(place)
         assert len(found) == len(alive) * (2 + EACH)
         assert {key[1:6] for key in found if key[0] == "network_frames_per_second"} == {

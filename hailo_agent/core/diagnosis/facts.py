@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hailo_agent.core.device import PciAddress
+from hailo_agent.core.cordon import Cordons
+from hailo_agent.core.device import DeviceId, PciAddress
 from hailo_agent.core.grant import Delivery
+from hailo_agent.core.health import Health
 from hailo_agent.core.inventory import Inventory
 from hailo_agent.core.observation import Observation
 
@@ -137,6 +139,27 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """One fault in the running agent's words, which may be of another release than the doctor."""
+
+    code: str
+    message: str
+    remedy: str
+    evidence: str = ""
+    severity: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """One device as the running agent holds it."""
+
+    health: Health
+    is_offered: bool
+    """Whether a pod may be given it now, as far as its health goes."""
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentFacts:
     """What the agent on this node says of itself."""
 
@@ -149,6 +172,20 @@ class AgentFacts:
     """Why none could be asked."""
     is_ready: bool = True
     parts: tuple[Part, ...] = ()
+    charges: Mapping[DeviceId, Charge] = field(default_factory=dict)
+    """What it says of each device."""
+    words: tuple[Word, ...] = ()
+    """What it says of the node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CordonFacts:
+    """What an operator set aside on this node."""
+
+    path: str = ""
+    cordons: Cordons = field(default_factory=Cordons)
+    unseen: str = ""
+    """Why the file could not be looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +216,10 @@ class Facts:
     unobserved: str = ""
     """Why the machine could not be looked at."""
     inventory: Inventory = field(default_factory=Inventory)
+    """What was found, with what vitals and cordons say of it."""
+    vitals_unseen: str = ""
+    """Why no vitals could be read."""
+    cordons: CordonFacts = field(default_factory=CordonFacts)
     expected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Devnodes by device, as our spec should say now."""
     host: HostFacts = field(default_factory=HostFacts)

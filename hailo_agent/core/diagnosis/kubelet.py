@@ -124,7 +124,7 @@ def _agent(facts: Facts) -> Iterator[Finding]:
             looked_at=where,
             found=f"it cannot be asked: {agent.unseen}",
             verdict=Verdict.UNSEEN,
-            why="it would tell its last error",
+            why="it would tell its last error, and how each device answered it",
             next_step="run the doctor as root, with the agent's own configuration",
         )
         return
