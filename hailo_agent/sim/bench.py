@@ -27,6 +27,8 @@ from hailo_agent.sim.bench_text import document, growth_table, stored, table
 _EX_MISSED: Final = 1
 _MEGABYTE: Final = 1_000_000
 _POD_PAUSE_SECONDS: Final = 0.05
+_FEW: Final = 64
+"""No more chips are asked every 5 s: it takes a process that asks one after the other."""
 _SETTLE_SECONDS: Final = 3.0
 _FORGET_LINE: Final = "\r\x1b[K"
 
@@ -150,6 +152,18 @@ async def measure(plan: Plan) -> AsyncIterator[Measurement]:
             yield series("restart", await stand.restarts(plan.restarts), "s")
             await stand.events(plan.events)
             yield single("memory.events", agent.resident_bytes() / _MEGABYTE, "MB")
+
+        if stand.no_chips:
+            for name in ("memory.all", "memory.asking", "idle.asking"):
+                yield missing(name, stand.no_chips)
+        elif plan.devices <= _FEW:
+            async with stand.asking_agent() as agent:
+                await stand.read_pages()
+                workers = agent.workers_bytes()
+                yield single("memory.all", (agent.resident_bytes() + workers) / _MEGABYTE, "MB")
+                yield single("memory.asking", workers / _MEGABYTE, "MB")
+                asking = await stand.idle(agent, plan.idle_seconds)
+                yield single("idle.asking", max(100 * (asking.cpu - idle.cpu), 0.0), "%")
 
 
 async def run(arguments: argparse.Namespace, before: Mapping[Key, float]) -> list[Figure]:

@@ -33,7 +33,10 @@ TITLES: Final[Mapping[str, str]] = {
     "restart": "kubelet restart → registered",
     "memory.start": "memory after start",
     "memory.events": "memory after the events",
+    "memory.all": "memory, everything on",
+    "memory.asking": "  of this, asking chips",
     "idle.cpu": "idle: CPU, of one core",
+    "idle.asking": "  and more, asking chips every 5 s",
     "idle.wakeups": "idle: wakeups",
     "idle.messages": "idle: messages to the kubelet",
 }
@@ -93,7 +96,10 @@ TARGETS: Final = (
     Target(name="memory.start", statistic="value", at_most=90.0, fewest=_LARGE, most=_LARGE),
     Target(name="memory.events", statistic="value", at_most=56.0),
     Target(name="memory.events", statistic="value", at_most=90.0, fewest=_LARGE, most=_LARGE),
+    Target(name="memory.all", statistic="value", at_most=72.0),
+    Target(name="memory.asking", statistic="value", at_most=12.0, most=_MODULES),
     Target(name="idle.cpu", statistic="value", at_most=1.0, most=_MODULES),
+    Target(name="idle.asking", statistic="value", at_most=1.0, most=_MODULES),
     Target(name="idle.messages", statistic="value", at_most=0.0, most=_LARGE),
 )
 

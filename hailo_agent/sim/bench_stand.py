@@ -11,13 +11,15 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from hailo_agent.core.offer import endpoint_name
 from hailo_agent.rpc.dial import dialing
+from hailo_agent.sim.chips import Chips, why_no_chips
+from hailo_agent.sim.ioctls import IoctlSupervisor, MachineDevices
 from hailo_agent.sim.kubelet import AdmissionFailed, Kubelet
 from hailo_agent.sim.machine import Machine, slot_address
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node, temporary_root
@@ -33,9 +35,13 @@ _REST_SECONDS: Final = 4.0
 _LARGE: Final = 256
 _PACE_SECONDS: Final = 0.02
 _DEADLINE_SECONDS: Final = 30.0
+_BARE: Final = ("--web.listen=", "--health.queries=off")
+"""What the kubelet needs, and no more."""
 _FLAGS: Final = ("--health.flap-window-seconds=1", "--host.resync-seconds=20")
 """The same slots are used again and again, and each time shall be like the first. Being idle for 20
 seconds shall include its share of looking anyway, and rather more than less."""
+_ASKING: Final = ("--web.page=true", "--health.query-seconds=5", "--health.awake-share=1")
+_PAGES: Final = ("/", "/metrics", "/status", "/readyz")
 
 
 class MeasurementFailed(Exception):
@@ -77,6 +83,8 @@ class Stand:
     addresses: tuple[str, ...]
     no_uevents: str
     """Why this machine announces nothing; empty if it does."""
+    no_chips: str
+    """Why nobody answers for chips; empty if somebody does."""
     settle_seconds: float
     """Until nothing is under way any more: after trouble the agent looks again for 2.1 s."""
     dice: random.Random
@@ -85,8 +93,9 @@ class Stand:
     @asynccontextmanager
     async def build(cls, devices: int, *, settle_seconds: float) -> AsyncIterator[Self]:
         """Build a node in memory. Its kubelet is up, no agent runs."""
-        no_uevents = _why_no_uevents()
-        async with temporary_root() as root:
+        no_uevents, no_chips = _why_no_uevents(), await why_no_chips()
+        async with AsyncExitStack() as stack:
+            root = await stack.enter_async_context(temporary_root())
             machine = Machine(root / "machine", uevents=not no_uevents)
             machine.load(_GENERATION)
             addresses = tuple(slot_address(number) for number in range(devices))
@@ -94,6 +103,10 @@ class Stand:
                 machine.plug(address)
             (root / "cdi").mkdir()
             (root / "run").mkdir()
+            supervisor = None
+            if not no_chips:
+                supervisor = IoctlSupervisor(MachineDevices(machine, Chips(machine)))
+                stack.enter_context(supervisor.serving(root / "run" / "ioctls.sock"))
             # The runtime is left unattached: it would read each spec, in the time of the kubelet.
             node = Node(
                 root=root,
@@ -103,6 +116,7 @@ class Stand:
                     pod_resources_dir=root / "kubelet" / "pod-resources",
                 ),
                 runtime=Runtime([root / "cdi"], root=machine.root),
+                ioctls=supervisor,
             )
             try:
                 async with node.kubelet:
@@ -110,6 +124,7 @@ class Stand:
                         node=node,
                         addresses=addresses,
                         no_uevents=no_uevents,
+                        no_chips=no_chips,
                         settle_seconds=settle_seconds,
                         dice=random.Random(devices),
                     )
@@ -130,17 +145,33 @@ class Stand:
     @asynccontextmanager
     async def agent(self, *flags: str) -> AsyncIterator[AgentProcess]:
         """Run an agent; the block begins when it has told of every device and come to rest."""
-        async with self._process(*_FLAGS, *flags) as agent:
-            await self._all_listed()
-            await asyncio.sleep(self.settle_seconds)
+        async with self._settled(*_BARE, *flags) as agent:
             yield agent
-        await self.kubelet.wait_for(lambda: not self.kubelet.resource(RESOURCE).connected)
+
+    @asynccontextmanager
+    async def asking_agent(self) -> AsyncIterator[AgentProcess]:
+        """Run one that asks chips every 5 s, and answers to HTTP."""
+        async with self._settled(*_ASKING, prefix=self.node.prefix) as agent:
+            yield agent
+
+    async def read_pages(self) -> None:
+        """Read each page once: what it takes to make them stays in memory."""
+        for page in _PAGES:
+            reader, writer = await asyncio.open_unix_connection(self.node.root / "run" / "web.sock")
+            writer.write(
+                f"GET {page} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n".encode()
+            )
+            status = await reader.readline()
+            await reader.read()
+            writer.close()
+            if b" 200 " not in status:
+                raise MeasurementFailed(f"GET {page}: {status.decode().strip() or 'no answer'}")
 
     async def starts(self, count: int) -> list[Start]:
         """Start an agent so many times."""
         samples = []
         for _ in range(count):
-            async with self._process() as agent:
+            async with self._process(*_BARE) as agent:
                 began_at = agent.started_at
                 await self._all_listed()
                 registered_at = next(r.at for r in self.kubelet.registrations if r.at > began_at)
@@ -235,11 +266,23 @@ class Stand:
     # --- small things ---
 
     @asynccontextmanager
-    async def _process(self, *flags: str) -> AsyncIterator[AgentProcess]:
+    async def _settled(
+        self, *flags: str, prefix: tuple[str, ...] = ()
+    ) -> AsyncIterator[AgentProcess]:
+        async with self._process(*_FLAGS, *flags, prefix=prefix) as agent:
+            await self._all_listed()
+            await asyncio.sleep(self.settle_seconds)
+            yield agent
+        await self.kubelet.wait_for(lambda: not self.kubelet.resource(RESOURCE).connected)
+
+    @asynccontextmanager
+    async def _process(
+        self, *flags: str, prefix: tuple[str, ...] = ()
+    ) -> AsyncIterator[AgentProcess]:
         """Run an agent that logs into a file: to read its log would cost the kubelet time."""
         log = self.node.root / "agent.log"
         shell = ("sh", "-c", 'exec "$@" 2>"$0"', str(log))
-        agent = await AgentProcess.start(*self.node.flags(), *flags, prefix=shell)
+        agent = await AgentProcess.start(*self.node.flags(), *flags, prefix=(*shell, *prefix))
         try:
             yield agent
         except (TimeoutError, AdmissionFailed) as error:

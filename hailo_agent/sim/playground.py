@@ -34,7 +34,7 @@ _PASSING: Final = frozenset(
     }
 )
 """Faults that only time cures, or a setting."""
-_QUERY_SECONDS: Final = 2.0
+_QUERY_SECONDS: Final = 1.0
 """How often chips are asked, unless that was set: nobody wants to wait a minute to see them ill."""
 _LINES: Final = 10_000
 _FOR_EVER: Final = 1e9

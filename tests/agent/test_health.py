@@ -35,16 +35,14 @@ FIRST, SECOND, THIRD, FOURTH = ADDRESSES = tuple(slot_address(number) for number
 SOON_SECONDS: Final = 20.0
 
 # Not the weight of faults is tried here but their way, so none takes long to be forgotten.
+_SOON_FORGOTTEN: Final = (
+    *("pci.dead", "pci.disabled", "link.degraded"),
+    *("aer.correctable", "aer.nonfatal", "aer.fatal"),
+    *("temperature.high", "chip.throttled"),
+)
 _RULES: Final[Mapping[str, Mapping[str, float]]] = {
     "query.slow": {"strikes": 2},
-    **dict.fromkeys(
-        (
-            *("pci.dead", "pci.disabled", "link.degraded"),
-            *("aer.correctable", "aer.nonfatal", "aer.fatal"),
-            *("temperature.high", "chip.throttled"),
-        ),
-        {"recovery_seconds": 0.1},
-    ),
+    **{code: {"recovery_seconds": 0.1} for code in _SOON_FORGOTTEN},
 }
 QUICK: Final = (
     "--health.vitals-seconds=0.2",
@@ -193,6 +191,7 @@ async def quick() -> AsyncIterator[Stand]:
     async with standing(*QUICK) as stand:
         for address in ADDRESSES:
             chip(stand, address).firmware.slow_seconds = SLOW_SECONDS
+        await until_all_were_read(stand)
         yield stand
 
 
@@ -205,6 +204,13 @@ async def stand(quick: Stand) -> AsyncIterator[Stand]:
         quick.machine.mend(address)
     await quick.node.listed(4, capacity=4, within=SOON_SECONDS)
     await until_all_are_well(quick)
+
+
+async def until_all_were_read(stand: Stand) -> None:
+    """Wait for a first reading of each: errors count from then on."""
+    async with asyncio.timeout(SOON_SECONDS):
+        while not all(d.get("vitals") for d in (await stand.shown()).values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def until_all_are_well(stand: Stand) -> None:
@@ -467,7 +473,10 @@ async def test_a_device_in_use_is_neither_asked_nor_condemned(stand: Stand) -> N
 
 async def is_seen_in_use(stand: Stand, address: str) -> None:
     async with asyncio.timeout(SOON_SECONDS):
-        while not (await stand.shown())[device_id(address)].get("vitals", {}).get("inUse"):
+        while True:
+            shown = (await stand.shown())[device_id(address)]
+            if shown.get("vitals", {}).get("inUse"):
+                return
             await asyncio.sleep(0.02)
 
 
@@ -676,22 +685,56 @@ async def test_a_hailortcli_in_path_that_disagrees_is_told_of_and_condemns_nobod
         await stand.others_were_left_alone(THIRD)
 
 
-# --- where nobody may answer for chips ------------------------------------------------------------
+# --- the node to play with ------------------------------------------------------------------------
 
 
-async def test_where_chips_cannot_be_simulated_the_simulation_says_so_and_goes_without(
+async def test_what_is_typed_to_ail_a_chip_takes_effect_and_so_does_its_cure() -> None:
+    async with simulation() as process:
+        assert process.stdin is not None
+        await reads(process, "Chips are asked how they are every 1 s.")
+        process.stdin.write(b"ail hailo0 firmware-lost\n")
+        await reads(process, "pci-0000-01-00-0 is unhealthy: the chip runs no firmware")
+        process.stdin.write(b"cure hailo0\n")
+        await reads(process, "pci-0000-01-00-0 is healthy")
+        process.stdin.write_eof()
+        assert await process.wait() == 0
+
+
+async def test_where_chips_cannot_be_simulated_that_is_said_and_all_else_goes_on(
     tmp_path: Path,
 ) -> None:
     # Whoever is supervised cannot supervise; a sandbox that forbids it looks the same.
-    async with Node.build(tmp_path, kubelet=False, chips={}) as node:
-        simulation = await asyncio.create_subprocess_exec(
-            *(*node.prefix, sys.executable, "-m", "hailo_agent", "simulate"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        said, complained = await simulation.communicate(b"ail hailo0 dead-link\nlog 200\n")
-    assert simulation.returncode == 0
+    async with (
+        Node.build(tmp_path, kubelet=False, chips={}) as node,
+        simulation(*node.prefix) as process,
+    ):
+        said, complained = await process.communicate(b"devices\nlog 200\n")
+    assert process.returncode == 0
     (line,) = (line for line in complained.decode().splitlines() if "chips" in line)
     assert "seccomp" in line
+    assert said.decode().count(" Healthy ") >= 6  # of three devices, on both sides
     assert '"queries"' not in said.decode()
+
+
+@asynccontextmanager
+async def simulation(*prefix: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(*prefix, sys.executable, "-m", "hailo_agent", "simulate"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.communicate()
+
+
+async def reads(process: asyncio.subprocess.Process, words: str) -> None:
+    """Read what a process prints until it has printed this."""
+    assert process.stdout is not None
+    async with asyncio.timeout(SOON_SECONDS):
+        while words not in (line := (await process.stdout.readline()).decode()):
+            assert line, f"it ended without {words!r}"

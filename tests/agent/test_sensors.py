@@ -247,6 +247,7 @@ async def test_with_everything_missing_that_may_be_missing_it_still_serves_the_k
                 "uevents",
                 "subscribers",
                 "pod-resources",
+                "web",
             }
             reasons = {
                 line.fields["part"]: line.fields["reason"] for line in agent.events("part.limping")

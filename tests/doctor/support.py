@@ -74,6 +74,7 @@ def scene() -> Iterator[Scene]:
     with tempfile.TemporaryDirectory(prefix="dr-", dir=memory, ignore_cleanup_errors=True) as root:
         built = Scene(Path(root))
         built.options["host.cordon-file"] = str(cordon_file(built))
+        built.options["web.listen"] = ""  # agents of other tests would be in the way
         with built.closing:
             yield built
 

@@ -314,7 +314,7 @@ def facts(draw: st.DrawFn) -> Facts:
     )
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(facts())
 def test_whatever_the_facts_every_finding_is_of_use(seen_so_far: Facts) -> None:
     findings = diagnose(seen_so_far)

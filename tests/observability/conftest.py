@@ -1,17 +1,31 @@
 """One Prometheus for all that is asked here."""
 
 import subprocess
+import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
 
 import pytest
 
-from tests.observability.scraping import RULES, Prometheus, scraping, until
+from tests.observability.scraping import JOB, RULES, Prometheus, scraping, until
 from tests.observability.states import STATES
 
-# The flapping device has come to rest by then, and rates have enough to see.
-_SCRAPES = 6
-_TARGETS = sum(map(len, STATES.values()))
+_TARGETS = sum(len(nodes) for state, nodes in STATES.items() if state != "down")
+_FLAPPING = f'hailo_device_health{{job="{JOB}flapping", health="Unhealthy"}}'
+_MIXED = f'{{job="{JOB}mixed"}}'
+
+_CONDITIONS = (
+    # Rates have enough to see, and no scrape is missed that rules are judged by.
+    f"count(sum_over_time(up[5m]) >= 6) == {_TARGETS}",
+    f"count(min_over_time(up[3s]) == 1) == {_TARGETS}",
+    # What flaps has done so, and is well at the moment.
+    f"changes({_FLAPPING}[5m]) >= 4",
+    f"{_FLAPPING} == 0",
+    f"resource:hailo_device_free:sum{_MIXED}",
+    f"instance_resource:hailo_agent_allocation_duration_seconds:p99_15m{_MIXED}",
+    f'ALERTS{{job="{JOB}mixed", alertstate="firing"}}',
+)
+"""What is so when the tests may begin to ask."""
 
 
 @pytest.fixture(scope="session")
@@ -31,16 +45,16 @@ def rules_under_test() -> Iterator[subprocess.Popen[str]]:
 def prometheus(
     tmp_path_factory: pytest.TempPathFactory, rules_under_test: object
 ) -> Iterator[Prometheus]:
-    """A Prometheus that has scraped every state for a while, and has judged it by the rules."""
+    """A Prometheus that has scraped every state for a while, and has judged it by the rules.
+
+    All queries ask of one moment, so that it does not matter how long the tests take.
+    """
     with scraping(STATES, tmp_path_factory.mktemp("prometheus")) as running:
-        enough = f"count(count_over_time(up[1m]) >= {_SCRAPES})"
-        until(lambda: [figure for _, figure in running.query(enough)] == [_TARGETS])
-        seen = datetime.now(UTC)
-        until(lambda: all(at > seen for at in _judged(running)))
+
+        def is_time() -> bool:
+            nonlocal running
+            running = replace(running, at=time.time())
+            return all(running.query(condition) for condition in _CONDITIONS)
+
+        until(is_time)
         yield running
-
-
-def _judged(running: Prometheus) -> Iterator[datetime]:
-    for group in running.get("rules")["groups"]:
-        # Go writes nanoseconds, of which Python reads six digits.
-        yield datetime.fromisoformat(group["lastEvaluation"][:19] + "+00:00")

@@ -479,7 +479,8 @@ def _piechart(panel: Json, ask: Ask, span: Span, size: Size) -> str:
         for index, (name, series) in enumerate(lines)
     )
     return (
-        f"<div class=ring style='height:{size[1]:.0f}px'><svg width={across:.0f} height={across:.0f}>{''.join(parts)}</svg>"
+        f"<div class=ring style='height:{size[1]:.0f}px'>"
+        f"<svg width={across:.0f} height={across:.0f}>{''.join(parts)}</svg>"
         f"<table>{keys}</table></div>"
     )
 

@@ -286,7 +286,7 @@ def _counting(name: str, *labels: str, by: int) -> Told:
 
 
 def _flapping(scrapes: int) -> Node:
-    codes = (FaultCode.PCI_DEAD,) if scrapes in {2, 4} else ()
+    codes = (FaultCode.PCI_DEAD,) if scrapes % 2 else ()
     return busy(Node(devices=(device(0, *codes),)), scrapes)
 
 
@@ -303,7 +303,8 @@ def _stale(scrapes: int) -> Node:
 
 
 def _erring(scrapes: int) -> Node:
-    aer = Aer(correctable=scrapes, nonfatal=scrapes, fatal=scrapes // 2)
+    few = min(scrapes, 30)
+    aer = Aer(correctable=few, nonfatal=few, fatal=few // 2)
     return _with(device(0, FaultCode.AER_NONFATAL, pod="detector-0", aer=aer))(scrapes)
 
 
@@ -325,7 +326,8 @@ def _slow(node: Node, scrapes: int) -> None:
 
 def _mixed(scrapes: int) -> Node:
     """Have something of everything, so that every panel has something to show."""
-    aer = Aer(correctable=7 * scrapes, nonfatal=scrapes, fatal=0)
+    few = min(scrapes, 30)
+    aer = Aer(correctable=2 * few, nonfatal=few, fatal=0)
     half = replace(FULL_LINK, width=2)
     node = Node(
         devices=(

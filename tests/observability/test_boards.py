@@ -19,7 +19,7 @@ from tests.observability.drawing import Series, page
 from tests.observability.scraping import JOB, Prometheus, PromqlError
 from tests.observability.states import STATES
 
-pytestmark = pytest.mark.xdist_group("observability")
+pytestmark = [pytest.mark.xdist_group("observability"), pytest.mark.timeout(150)]
 
 Json = dict[str, Any]
 
