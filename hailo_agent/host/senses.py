@@ -218,8 +218,11 @@ class Senses:
         report("")
         try:
             while True:
-                for target in self._due(loop.time()):
+                due = self._due(loop.time())
+                for target in due:
                     await self._ask(target, report)
+                if due:
+                    self.ring("query")  # once for all that only differ in what was measured
                 due_at = min((a.due_at for a in self._asked.values()), default=0.0)
                 await anyio.sleep(min(max(due_at - loop.time(), 0.05), _TURN_SECONDS))
         finally:
@@ -286,7 +289,8 @@ class Senses:
         before = self._readings.get(target.id, Readings())
         others = tuple(e for e in before.others if e.sensor is not Sensor.QUERY)
         self._readings[target.id] = replace(before, chip=chip, others=others)
-        self.ring("query")
+        if chip.trouble is not None or target.is_ill or before.chip is None:
+            self.ring("query")  # the next one may take its time to answer
 
     def _cannot(self, target: Target, at: float, reason: str, report: Report) -> None:
         """Say once that devices cannot be asked; who ordered it holds them for unknown."""

@@ -44,29 +44,35 @@ Ask = Callable[[str], Vector]
 @contextmanager
 def scraped(place: Place, directory: Path) -> Iterator[Ask]:
     """Have a Prometheus scrape a place; yields how to query it."""
+    with serving(place) as port, scraping(port, directory) as query:
+        yield query
+
+
+@contextmanager
+def scraping(port: int, directory: Path) -> Iterator[Ask]:
+    """Have a Prometheus scrape whoever answers at a port; yields how to query it."""
     prometheus = shutil.which("prometheus")
     assert prometheus, "install Debian's package prometheus"
-    with serving(place) as port:
-        config = directory / "prometheus.yml"
-        config.write_text(_CONFIG.format(port=port))
-        own_port = free_port()
-        with (directory / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    prometheus,
-                    f"--config.file={config}",
-                    f"--storage.tsdb.path={directory / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{own_port}",
-                    "--query.lookback-delta=60s",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            yield lambda query: ask(own_port, query)
-        finally:
-            process.kill()
-            process.wait()
+    config = directory / "prometheus.yml"
+    config.write_text(_CONFIG.format(port=port))
+    own_port = free_port()
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                prometheus,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={directory / 'data'}",
+                f"--web.listen-address=127.0.0.1:{own_port}",
+                "--query.lookback-delta=60s",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield lambda query: ask(own_port, query)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
