@@ -40,7 +40,7 @@ _BARE: Final = ("--web.listen=", "--health.queries=off")
 _FLAGS: Final = ("--health.flap-window-seconds=1", "--host.resync-seconds=20")
 """The same slots are used again and again, and each time shall be like the first. Being idle for 20
 seconds shall include its share of looking anyway, and rather more than less."""
-_ASKING: Final = ("--web.page=true", "--health.query-seconds=5", "--health.awake-share=1")
+_ASKING: Final = ("--health.query-seconds=5", "--health.awake-share=1")
 _PAGES: Final = ("/", "/metrics", "/status", "/readyz")
 
 
@@ -149,10 +149,16 @@ class Stand:
             yield agent
 
     @asynccontextmanager
-    async def asking_agent(self) -> AsyncIterator[AgentProcess]:
-        """Run one that asks chips every 5 s, and answers to HTTP."""
-        async with self._settled(*_ASKING, prefix=self.node.prefix) as agent:
-            yield agent
+    async def asking_agent(self, *flags: str) -> AsyncIterator[AgentProcess]:
+        """Run one that asks each chip every 5 s."""
+        async with self._settled("--web.listen=", *_ASKING, *flags, prefix=self.node.prefix) as one:
+            yield one
+
+    @asynccontextmanager
+    async def agent_with_everything(self) -> AsyncIterator[AgentProcess]:
+        """Run one that asks chips, and answers to HTTP, its page included."""
+        async with self._settled("--web.page=true", *_ASKING, prefix=self.node.prefix) as one:
+            yield one
 
     async def read_pages(self) -> None:
         """Read each page once: what it takes to make them stays in memory."""
