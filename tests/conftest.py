@@ -2,15 +2,25 @@
 
 import asyncio
 import os
+from collections.abc import Iterator, Mapping
 
 import hypothesis
 import looptime
 import pytest
 
+from hailo_agent.sim.node import AgentProcess, Process, execute
+from tests.nursery import Nursery, can_lend
+
 HEARS_UEVENTS = {"test_bench.py", "test_sensors.py", "test_sim_machine.py", "test_uevent.py"}
 
-SHARES_A_NODE = {"agent/test_health.py", "agent/test_log_schema.py", "agent/test_simulate.py"}
-"""Files whose tests share what takes seconds to set up: each is run by one process."""
+SHARED = {
+    "agent/test_health.py",
+    "agent/test_log_schema.py",
+    "agent/test_simulate.py",
+    "manifests",
+    "observability",
+}
+"""Files and folders whose tests share what takes seconds to set up: each is run by one process."""
 
 # Timing belongs to `make bench`; a shared two-core machine must not fail a property test.
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -21,14 +31,36 @@ hypothesis.settings.register_profile("long", deadline=None, max_examples=2_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what hears or sends the kernel's events: all of a machine hear each other."""
     for item in items:
         if item.path.name in HEARS_UEVENTS:
             item.add_marker(pytest.mark.xdist_group("uevents"))
-        name = f"{item.path.parent.name}/{item.path.name}"
-        if name in SHARES_A_NODE:
-            item.add_marker(pytest.mark.xdist_group(name))
+        folder = item.path.parent.name
+        for place in SHARED & {folder, f"{folder}/{item.path.name}"}:
+            item.add_marker(pytest.mark.xdist_group(place))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> Iterator[None]:
+    """Have agents forked instead of executed, but where that would make a difference."""
+    asked: Nursery | None = None
+
+    async def launch(
+        flags: tuple[str, ...], env: Mapping[str, str], prefix: tuple[str, ...]
+    ) -> Process:
+        nonlocal asked
+        if prefix or not can_lend(env):
+            return await execute(flags, env, prefix)
+        asked = asked or Nursery()
+        return await asked.lend(flags, env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AgentProcess, "launch", staticmethod(launch))
+        yield
+    if asked is not None:
+        asked.close()
 
 
 @pytest.fixture

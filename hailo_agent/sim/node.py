@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol
 
 import orjson
 
@@ -50,11 +50,55 @@ class Line:
     fields: Mapping[str, Any]
 
 
+class Process(Protocol):
+    """What is used of `asyncio.subprocess.Process`."""
+
+    pid: int
+    stderr: asyncio.StreamReader | None
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, or the negative number of the signal that ended it; None before."""
+
+    async def wait(self) -> int:
+        """Wait until it ends."""
+
+    def send_signal(self, signal: int, /) -> None:
+        """Send it a signal."""
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+
+    def kill(self) -> None:
+        """Send it SIGKILL."""
+
+
+async def execute(
+    flags: tuple[str, ...], env: Mapping[str, str], prefix: tuple[str, ...]
+) -> Process:
+    """Start `hailo-agent run` with these flags; `prefix` is a command to run it under."""
+    return await asyncio.create_subprocess_exec(
+        *prefix,
+        sys.executable,
+        "-m",
+        "hailo_agent",
+        "run",
+        *flags,
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env=env,
+        limit=1 << 20,
+    )
+
+
 @dataclass(slots=True)
 class AgentProcess:
     """A running `hailo-agent`, its log as it comes, and what it costs."""
 
-    process: asyncio.subprocess.Process
+    launch: ClassVar = staticmethod(execute)
+    """How one is started: whoever starts hundreds may know a quicker way."""
+
+    process: Process
     started_at: float
     lines: list[Line] = field(default_factory=list)
     garbage: list[str] = field(default_factory=list)
@@ -68,18 +112,7 @@ class AgentProcess:
     ) -> AgentProcess:
         """Start `hailo-agent run` with these flags; `prefix` is a command to run it under."""
         started_at = time.monotonic()
-        process = await asyncio.create_subprocess_exec(
-            *prefix,
-            sys.executable,
-            "-m",
-            "hailo_agent",
-            "run",
-            *flags,
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={**_clean_environment(), **(env or {})},
-            limit=1 << 20,
-        )
+        process = await cls.launch(flags, {**_clean_environment(), **(env or {})}, prefix)
         agent = cls(process=process, started_at=started_at)
         agent._reader = asyncio.create_task(agent._read())
         return agent

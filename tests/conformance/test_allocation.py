@@ -333,7 +333,7 @@ async def test_28_nothing_in_an_answer_expires_while_the_pod_lives(delivery: str
     and in another order: what was hailo0 then is another pod's device now.
     """
     flags = (f"--runtime.delivery={delivery}", *NO_PATIENCE)
-    async with a_node(A, B) as node, node.agent(*flags) as agent:
+    async with a_node(A, B) as node, node.agent(*flags):
         await node.listed(2)
         pods = ("default/one", "default/two")
         held = {}
@@ -344,7 +344,7 @@ async def test_28_nothing_in_an_answer_expires_while_the_pod_lives(delivery: str
         before = dict(node.machine.entries)
         node.machine.reload("4.23", order=(B, A))
         assert node.machine.entry(A) == before[B]
-        await agent.wait_for("spec.replaced", lambda _: _settled(node))
+        await _settled(node)
         for pod in pods:
             again = await node.kubelet.restart_container(pod)
             view = start(node, again)
@@ -352,8 +352,17 @@ async def test_28_nothing_in_an_answer_expires_while_the_pod_lives(delivery: str
             assert view.class_entries("hailo_chardev") == (node.machine.entry(held[pod]),)
 
 
-def _settled(node: Node) -> bool:
-    """Whether the spec on disk names both devices where they are now."""
+async def _settled(node: Node) -> None:
+    """Wait until spec and links on disk name both devices where they are now.
+
+    The log tells of the spec, and the links come after it.
+    """
+    async with asyncio.timeout(10):
+        while not (_spec_is_settled(node) and _links_are_settled(node)):  # noqa: ASYNC110 - files
+            await asyncio.sleep(0.01)
+
+
+def _spec_is_settled(node: Node) -> bool:
     with (
         Runtime([node.cdi_dir], root=node.machine.root) as fresh,
         contextlib.suppress(ContainerNotCreated),
@@ -362,18 +371,25 @@ def _settled(node: Node) -> bool:
     return False
 
 
+def _links_are_settled(node: Node) -> bool:
+    links = node.machine.root / "run/hailo-agent/devices"
+    return not links.exists() or all(
+        (links / device_id(slot)).readlink().name == node.machine.entry(slot) for slot in (A, B)
+    )
+
+
 async def test_28_by_default_a_restarted_container_is_not_given_another_pods_device() -> None:
     """What the default hands out must not expire either: a path may become another pod's device.
 
     While its own device is away, a container had better not start.
     """
-    async with a_node(A, B) as node, node.agent(*NO_PATIENCE) as agent:
+    async with a_node(A, B) as node, node.agent(*NO_PATIENCE):
         await node.listed(2)
         container = await node.kubelet.admit("default/one", {RESOURCE: 1})
         (held,) = opened(node, start(node, container))
         entry = node.machine.entry(held)
         node.machine.reload("4.23", order=(B, A))
-        await agent.wait_for("spec.replaced", lambda _: _settled(node))
+        await _settled(node)
         again = await node.kubelet.restart_container("default/one")
         for traits in ({}, IGNORES_CDI):
             assert opened(node, start(node, again, traits)) == {held}

@@ -13,6 +13,11 @@ from tests.e2e.figures import Figures
 _FIGURES = pytest.StashKey[Figures]()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> None:
+    """Nothing is simulated about how an agent starts here."""
+
+
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
     return request.config.stash.setdefault(_FIGURES, Figures())

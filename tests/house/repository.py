@@ -49,7 +49,7 @@ def text_files() -> list[Path]:
 def is_litter(name: str) -> bool:
     """Tell what .gitignore would keep out, and git itself."""
     caches = name.startswith(".") and name.endswith("_cache")
-    return caches or name in {"__pycache__", "dist", ".git"} or name.startswith(".venv")
+    return caches or name in {"__pycache__", "build", "dist", ".git"} or name.startswith(".venv")
 
 
 def is_binary(path: Path) -> bool:
