@@ -28,6 +28,7 @@ FILE_NAME: Final = f"{VENDOR}-{CLASS}.json"
 _TMPFS_OPTIONS = ("rw", "nosuid", "nodev", "noexec", "mode=0755", "size=1m")
 _BIND_OPTIONS = ("ro", "bind", "nosuid", "nodev", "noexec")
 
+DEV_IN_CONTAINER: Final = "/dev"
 MONITOR_IN_CONTAINER: Final = "/tmp/hmon_files"  # noqa: S108 - where HailoRT writes
 _MONITOR_SWITCH = "HAILO_MONITOR=1"
 _MONITOR_OPTIONS = ("rw", "bind", "nosuid", "nodev", "noexec")
@@ -50,6 +51,8 @@ class DeviceNode(_Document):
     """
 
     path: str
+    host_path: str | None = None
+    """Where it is on the host, if that is another path; known since CDI 0.5.0."""
     permissions: str = "rw"
 
 
@@ -129,7 +132,7 @@ def render(inventory: Inventory, place: Place) -> Spec | None:
     edits = {device.id: _edits(place, device) for device in devices}
     offered = [edits[d.id] for d in devices if not _is_set_aside(d)] or list(edits.values())
     return Spec(
-        cdi_version=_lowest_version(masks),
+        cdi_version=_lowest_version(place, masks),
         kind=KIND,
         container_edits=ContainerEdits(mounts=masks) if masks else None,
         devices=(
@@ -178,9 +181,16 @@ def _edits(place: Place, device: Device) -> ContainerEdits:
     if node is None:
         return ContainerEdits()
     return ContainerEdits(
-        device_nodes=(DeviceNode(path=f"{place.dev}/{node.name}"),),
+        device_nodes=(_devnode(place, node.name),),
         mounts=(_entry(place, node.class_name, node.name),),
     )
+
+
+def _devnode(place: Place, name: str) -> DeviceNode:
+    """Libhailort looks for devnodes in /dev, wherever the host has them."""
+    path = f"{DEV_IN_CONTAINER}/{name}"
+    host_path = f"{place.dev}/{name}"
+    return DeviceNode(path=path, host_path=None if host_path == path else host_path)
 
 
 def _merged(edits: Iterable[ContainerEdits]) -> ContainerEdits:
@@ -228,6 +238,8 @@ def _entry(place: Place, class_name: str, entry: str) -> Mount:
     )
 
 
-def _lowest_version(masks: tuple[Mount, ...]) -> str:
+def _lowest_version(place: Place, masks: tuple[Mount, ...]) -> str:
     """Write the lowest version that the content needs: old runtimes refuse newer ones."""
+    if place.dev != DEV_IN_CONTAINER:
+        return "0.5.0"
     return "0.4.0" if masks else "0.3.0"

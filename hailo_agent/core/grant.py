@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hailo_agent.core.cdi import KIND, Place, qualified
+from hailo_agent.core.cdi import DEV_IN_CONTAINER, KIND, Place, qualified
 from hailo_agent.core.device import Device
 from hailo_agent.core.offer import Offer, OfferId
 from hailo_agent.errors import DeviceUnavailable, UnknownOffer
@@ -80,7 +80,7 @@ def grant(
         cdi_devices=names if Delivery.CRI in delivery else (),
         annotations=_annotation(names) if Delivery.ANNOTATION in delivery else (),
         devnodes=tuple(
-            (f"{place.links}/{device.id}", f"{place.dev}/{device.devnode.name}")
+            (f"{place.links}/{device.id}", f"{DEV_IN_CONTAINER}/{device.devnode.name}")
             for device in devices
             if device.devnode is not None
         )

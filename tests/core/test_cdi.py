@@ -197,8 +197,11 @@ def test_without_a_class_there_is_nothing_to_mask_and_the_oldest_version_will_do
 def test_nodes_and_mounts_say_where_the_runtime_finds_them() -> None:
     place = Place(dev="/host/dev", sys="/host/sys", links="/run/links")
     inventory = after(seen(found(BOARD)))
-    edits = rendered(inventory, place).devices[BOARD.id]
-    assert edits.device_nodes[0].path == "/host/dev/hailo0"
+    document = rendered(inventory, place)
+    edits = document.devices[BOARD.id]
+    assert document.version == "0.5.0"  # the first that knows hostPath
+    assert edits.device_nodes[0].path == "/dev/hailo0"
+    assert edits.device_nodes[0].host_path == "/host/dev/hailo0"
     assert edits.mounts[0].host_path == "/host/sys/class/hailo_chardev/hailo0"
     assert edits.mounts[0].container_path == "/sys/class/hailo_chardev/hailo0"
     assert links(inventory, place) == {BOARD.id: "/host/dev/hailo0"}
