@@ -146,7 +146,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
     simulate = _verb(verbs, "simulate", _simulate, "run a node in a box, without a chip")
-    simulate.add_argument("--story", action="store_true", help="tell the demo's story, and end")
+    _add_machine(simulate)
+
+    _declare_uninstall(verbs)
 
     config = verbs.add_parser("config", help="the settings")
     show = _verb(
@@ -157,6 +159,47 @@ def parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--json", action="store_true", help="for programs")
     return root
+
+
+def _add_machine(simulate: argparse.ArgumentParser) -> None:
+    """Declare what `simulate` can do besides a node in a box: a machine alone."""
+    what = simulate.add_mutually_exclusive_group()
+    what.add_argument("--story", action="store_true", help="tell the demo's story, and end")
+    what.add_argument(
+        "--machine",
+        type=Path,
+        metavar="DIR",
+        help="lay out the machine alone, as DIR/dev and DIR/sys, and keep it until told to end",
+    )
+    simulate.add_argument("--devices", type=int, metavar="N", help="of that machine: 2")
+    simulate.add_argument(
+        "--generation", metavar="NAME", help="of that machine's kernel driver: 4.23"
+    )
+    simulate.add_argument(
+        "--rehearse",
+        type=float,
+        metavar="SECONDS",
+        help="let something happen to that machine every so often",
+    )
+    simulate.add_argument(
+        "command",
+        nargs="*",
+        metavar="COMMAND",
+        help="do this to the machine that is kept in DIR: pull hailo0, for instance, or help",
+    )
+
+
+def _declare_uninstall(verbs: _Verbs) -> None:
+    uninstall = _verb(
+        verbs, "uninstall", _uninstall, "take from this node all that the agent left there"
+    )
+    uninstall.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    uninstall.add_argument(
+        "--hold", action="store_true", help="stay afterwards until told to stop, for a DaemonSet"
+    )
+    uninstall.add_argument(
+        "--force", action="store_true", help="even if an agent runs or pods hold devices"
+    )
 
 
 def _verb(verbs: _Verbs, name: str, verb: Verb, help_text: str) -> argparse.ArgumentParser:
@@ -265,9 +308,27 @@ def _support_bundle(arguments: argparse.Namespace, loaded: Loaded) -> int:
 
 
 def _simulate(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.sim.standalone import Order, standalone
+
+    order = Order(
+        devices=arguments.devices,
+        generation=arguments.generation,
+        rehearse_seconds=arguments.rehearse,
+    )
+    if arguments.machine is not None or arguments.command or order != Order():
+        return standalone(arguments.machine, arguments.command, order)
+
     from hailo_agent.sim.simulate import simulate
 
     return simulate(loaded.settings, story=arguments.story)
+
+
+def _uninstall(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    from hailo_agent.cli.uninstall import uninstall
+
+    return uninstall(
+        loaded.settings, dry_run=arguments.dry_run, hold=arguments.hold, force=arguments.force
+    )
 
 
 def _config_show(arguments: argparse.Namespace, loaded: Loaded) -> int:

@@ -208,7 +208,6 @@ class Senses:
             self._wrong.pop(device_id, None)
         for device_id in self._asked.keys() - present:
             del self._asked[device_id]
-            self._unable.pop(device_id, None)
 
     # --- what driver and firmware answer ---
 
@@ -218,6 +217,7 @@ class Senses:
         report("")
         try:
             while True:
+                self._let_go(report)
                 due = self._due(loop.time())
                 for target in due:
                     await self._ask(target, report)
@@ -279,7 +279,7 @@ class Senses:
         if chip.trouble is Trouble.DENIED:
             self._cannot(target, started_at, chip.detail, report)
             return
-        self._can(target, report)
+        self._can(target.id, report)
         asked.is_ill = chip.trouble is not None
         if asked.is_ill:
             asked.due_at = loop.time() + min(self.questions.seconds, ILL_SECONDS)
@@ -317,10 +317,16 @@ class Senses:
         self._readings[target.id] = replace(before, chip=None, others=(*others, failed))
         self.ring("query")
 
-    def _can(self, target: Target, report: Report) -> None:
+    def _can(self, device_id: DeviceId, report: Report) -> None:
         """Say so when no device is left that cannot be asked."""
-        if self._unable.pop(target.id, "") and not self._unable:
+        if self._unable.pop(device_id, "") and not self._unable:
             report("")
+
+    def _let_go(self, report: Report) -> None:
+        """Let devices that are gone keep nobody limping, also if they went while being asked."""
+        present = {target.id for target in self.targets()}
+        for device_id in self._unable.keys() - present:
+            self._can(device_id, report)
 
     # --- what the vendor's command says ---
 

@@ -5,43 +5,40 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from textwrap import fill
-from typing import Final, get_args
+from typing import Final
 
 from rich.table import Table
 
 from hailo_agent.sim.cancel import heed_cancellation
-from hailo_agent.sim.generations import HAILO_8, HAILO_10H, HAILO_12L, HAILO_15L
+from hailo_agent.sim.hands import (
+    BREAKAGES,
+    HANDS,
+    LINKS,
+    SEEN_AT_ONCE,
+    CannotDo,
+    Hand,
+    Words,
+    device_id,
+    named,
+)
 from hailo_agent.sim.kubelet import AdmissionFailed, Container, ContainerNotStarted
-from hailo_agent.sim.machine import Ailment, Breakage, MachineError, slot_address
+from hailo_agent.sim.machine import Ailment, MachineError
 from hailo_agent.sim.node import Line
 from hailo_agent.sim.playground import Playground
 from hailo_agent.sim.runtime import ContainerNotCreated, ContainerNotRun
-from hailo_agent.sim.scenario import device_id, in_words
+from hailo_agent.sim.scenario import in_words
 from hailo_agent.sim.view import device_table
 
-_MODULES: Final = {"8": HAILO_8, "10h": HAILO_10H, "12l": HAILO_12L, "15l": HAILO_15L}
-_LINKS: Final = ("slow-link", "dead-link")
-_BREAKAGES: Final[tuple[Breakage, ...]] = get_args(Breakage)
-_SEEN_AT_ONCE: Final = frozenset({"missing", "symlink", "regular-file", "fifo"})
-"""Breakages that change a directory; others are seen when the agent looks for another reason."""
-_ADDRESS: Final = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_MAKES_GOOD: Final = frozenset({"mend", "pull", "swap"})
+"""After these the node of a device is as it should be: it is made anew, or gone with the device."""
 _POD: Final = re.compile(r"(?:[a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _LOG_LINES: Final = 10
 _OWN_COLUMNS: Final = frozenset({"@timestamp", "log.level", "message"})
 _STATIC: Final = frozenset({"service.name", "service.version", "k8s.node.name"})
-_MOST_SLOTS: Final = 255
 _HELP_WIDTH: Final = 80
-
-
-class CannotDo(Exception):
-    """Raised when a command cannot be done as it was typed; the text says why."""
-
-
-Words = Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +60,7 @@ async def obey(ground: Playground, line: str) -> bool:
     if not name or name.startswith("#"):
         return True
     try:
-        command = _named(name.lower(), words)
+        command = named(COMMANDS, name.lower(), words)
         await command.do(ground, words)
         if command.settles:
             await ground.settle()
@@ -79,106 +76,25 @@ def is_quit(line: str) -> bool:
     return line.strip().lower() in {"quit", "exit"}
 
 
-def _named(name: str, words: Words) -> Command:
-    """Find a command that can be given so many words."""
-    command = COMMANDS.get(name)
-    if command is not None:
-        if not command.least <= len(words) <= command.most:
-            raise CannotDo(f"usage: {name} {command.arguments}".rstrip())
-        return command
-    close = get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else "help names all there are"
-    raise CannotDo(f"there is no command {name!r}; {hint}")
-
-
 # --- the machine ----------------------------------------------------------------------------------
 
 
-async def _plug(ground: Playground, words: Words) -> None:
-    machine = ground.node.machine
-    modules = [word.lower() for word in words if word.lower() in _MODULES]
-    slots = [word for word in words if word.lower() not in _MODULES]
-    if len(modules) > 1 or len(slots) > 1:
-        raise CannotDo(f"one slot and one module at a time: {COMMANDS['plug'].arguments}")
-    if slots:
-        address = _full_address(slots[0])
-        if address is None:
-            known = ", ".join(_MODULES)
-            raise CannotDo(f"{slots[0]} is neither a slot like 0000:05:00.0 nor one of {known}")
-    else:
-        every = (slot_address(number) for number in range(_MOST_SLOTS))
-        address = next(slot for slot in every if slot not in machine.addresses)
-    entry = machine.plug(address, pci_id=_MODULES[modules[0] if modules else "8"])
-    ground.terminal.say(f"  {address}: {entry or 'no kernel driver serves it'}")
+def _by_hand(name: str, hand: Hand) -> Command:
+    """Have a hand's command among ours, which also know what the agent may be expected to see."""
 
+    async def do(ground: Playground, words: Words) -> None:
+        done = hand.do(ground.node.machine, words)
+        devices = set(map(device_id, done.addresses))
+        if name == "break" and words[1].lower() in SEEN_AT_ONCE:
+            ground.spoilt |= devices
+        elif name in _MAKES_GOOD:
+            ground.spoilt -= devices
+        if done.text:
+            ground.terminal.say(f"  {done.text}")
 
-async def _pull(ground: Playground, words: Words) -> None:
-    address = _address(ground, words[0])
-    ground.node.machine.pull(address)
-    ground.spoilt.discard(device_id(address))
-
-
-async def _break(ground: Playground, words: Words) -> None:
-    machine, address, how = ground.node.machine, _address(ground, words[0]), words[1].lower()
-    for breakage in _BREAKAGES:
-        if how == breakage:
-            machine.break_node(address, breakage)
-            if breakage in _SEEN_AT_ONCE:
-                ground.spoilt.add(device_id(address))
-            return
-    if how == "slow-link":
-        machine.degrade_link(address)
-    elif how == "dead-link":
-        machine.lose_link(address)
-    else:
-        raise CannotDo(f"{how!r} is no way to break it, only {', '.join((*_BREAKAGES, *_LINKS))}")
-
-
-async def _mend(ground: Playground, words: Words) -> None:
-    address = _address(ground, words[0])
-    ground.node.machine.mend(address)
-    ground.spoilt.discard(device_id(address))
-
-
-async def _ail(ground: Playground, words: Words) -> None:
-    address, name = _address(ground, words[0]), words[1].lower()
-    ailment = next((each for each in Ailment if each == name), None)
-    if ailment is None:
-        raise CannotDo(f"{name!r} is nothing that ails a device, only {', '.join(Ailment)}")
-    ground.node.machine.ail(address, ailment)
-
-
-async def _cure(ground: Playground, words: Words) -> None:
-    ground.node.machine.cure(_address(ground, words[0]))
-
-
-async def _swap(ground: Playground, words: Words) -> None:
-    addresses = [_address(ground, word) for word in words]
-    if len(set(addresses)) == 1:
-        raise CannotDo("it takes two to swap")
-    ground.node.machine.swap_minors(*addresses)
-    ground.spoilt.difference_update(map(device_id, addresses))  # the nodes are made anew
-
-
-def _address(ground: Playground, text: str) -> str:
-    """Find what is meant by an address, a device id or the name of a node."""
-    machine = ground.node.machine
-    full = _full_address(text)
-    for address in machine.addresses:
-        if address == full or text.lower() == device_id(address):
-            return address
-        if text.removeprefix("/dev/") == machine.entries.get(address):
-            return address
-    there = [f"{address} ({machine.entries.get(address, '-')})" for address in machine.addresses]
-    raise CannotDo(f"there is no {text}, only {', '.join(there) or 'empty slots'}")
-
-
-def _full_address(text: str) -> str | None:
-    """Complete an address that may lack its domain; None if it is none."""
-    lowered = text.lower()
-    if not _ADDRESS.fullmatch(lowered):
-        return None
-    return lowered if lowered.count(":") > 1 else f"0000:{lowered}"
+    return Command(
+        arguments=hand.arguments, purpose=hand.purpose, do=do, least=hand.least, most=hand.most
+    )
 
 
 # --- kubelet and agent ----------------------------------------------------------------------------
@@ -297,7 +213,7 @@ async def _help(ground: Playground, _: Words) -> None:
     either = f"{', '.join(others)} or {last}"
     ground.terminal.say(
         "DEVICE is an address (0000:01:00.0, 01:00.0), id (pci-0000-01-00-0) or node (hailo0).\n"
-        f"HOW is {', '.join(_BREAKAGES)},\nor {', '.join(_LINKS)}.\n"
+        f"HOW is {', '.join(BREAKAGES)},\nor {', '.join(LINKS)}.\n"
         f"{fill(f'AILMENT is {either}.', _HELP_WIDTH, break_on_hyphens=False)}"
     )
 
@@ -307,34 +223,7 @@ async def _quit(_: Playground, __: Words) -> None:
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    "plug": Command(
-        arguments="[ADDRESS] [8|10h|12l|15l]",
-        purpose="put a module into a slot: a Hailo-8 into the first free one",
-        do=_plug,
-        most=2,
-    ),
-    "pull": Command(arguments="DEVICE", purpose="take it out", do=_pull, least=1, most=1),
-    "break": Command(
-        arguments="DEVICE HOW", purpose="spoil its node or link", do=_break, least=2, most=2
-    ),
-    "mend": Command(arguments="DEVICE", purpose="undo that", do=_mend, least=1, most=1),
-    "ail": Command(
-        arguments="DEVICE AILMENT",
-        purpose="let something ail it, or its link",
-        do=_ail,
-        least=2,
-        most=2,
-    ),
-    "cure": Command(
-        arguments="DEVICE", purpose="let nothing ail it any more", do=_cure, least=1, most=1
-    ),
-    "swap": Command(
-        arguments="DEVICE DEVICE",
-        purpose="let two of one driver change indices",
-        do=_swap,
-        least=2,
-        most=2,
-    ),
+    **{name: _by_hand(name, hand) for name, hand in HANDS.items()},
     "pod": Command(
         arguments="NAME [N] [RESOURCE]",
         purpose="start a pod that asks for N devices",

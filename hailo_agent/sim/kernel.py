@@ -206,7 +206,14 @@ class Board:
 class Kernel:
     """The kernel of one machine: who is plugged, what is loaded, and the trees that show it."""
 
-    def __init__(self, root: Path, *, udev: bool, uevents: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        udev: bool,
+        uevents: bool,
+        number: tuple[int, int] | None,
+    ) -> None:
         self.dev = root / "dev"
         self.staging = root / ".staging"
         for directory in (self.dev, root / "sys", self.staging):
@@ -223,7 +230,9 @@ class Kernel:
             self.sysfs.directory(path)
         self.modules: dict[str, Module] = {}
         self.functions: dict[str, Function] = {}
-        self.numbered = self._ask_what_mknod_permits()
+        permitted = self._ask_what_mknod_permits(number)
+        self.numbered = permitted is None
+        self._one_number = permitted or (0, 0)
         self._udev = udev
         self._uevents = Uevents() if uevents else None
         self._next_major = _FIRST_MAJOR
@@ -364,7 +373,7 @@ class Kernel:
             module=module,
             function=function,
             index=index,
-            number=(module.major, index) if self.numbered else (0, 0),
+            number=(module.major, index) if self.numbered else self._one_number,
         )
         module.boards[index] = function.board = board
         function.ailments -= {Ailment.DISABLED, Ailment.FIRMWARE_LOST}
@@ -571,17 +580,28 @@ class Kernel:
             properties = uevent_bytes(function.address, function.pci_id, kernel_driver)
             self._uevents.send(action, f"/{function.path}", "pci", properties)
 
-    def _ask_what_mknod_permits(self) -> bool:
-        """Tell whether nodes can have numbers; where not even 0:0 is permitted, give up."""
+    def _ask_what_mknod_permits(self, wanted: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Tell which number all nodes must have, or None if each can have its own.
+
+        The one that is wanted for all is all there is to try; where not even 0:0 is permitted, give
+        up.
+        """
         trial = self.staging / "mknod"
-        for number in ((_FIRST_MAJOR, 0), (0, 0)):
-            # 0:0 is overlayfs' whiteout: since Linux 5.8 mknod() wants no CAP_MKNOD for it
+        # 0:0 is overlayfs' whiteout: since Linux 5.8 mknod() wants no CAP_MKNOD for it
+        for number in (wanted,) if wanted else (None, (0, 0)):
             with suppress(PermissionError):
-                os.mknod(trial, stat.S_IFCHR | _DEVTMPFS_MODE, os.makedev(*number))
+                device = os.makedev(*(number or (_FIRST_MAJOR, 0)))
+                os.mknod(trial, stat.S_IFCHR | _DEVTMPFS_MODE, device)
                 trial.unlink()
-                return number != (0, 0)
+                return number
+        where = trial.parent.parent
+        if wanted:
+            raise MachineError(
+                f"character devices cannot be made in {where}: run as root with CAP_MKNOD, and not"
+                " in a user namespace"
+            )
         raise MachineError(
-            f"character devices cannot be made in {trial.parent.parent}, not even 0:0, which Linux"
+            f"character devices cannot be made in {where}, not even 0:0, which Linux"
             " permits to anybody since 5.8: run as root, or put the machine on another filesystem"
         )
 

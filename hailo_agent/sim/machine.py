@@ -63,27 +63,36 @@ _FULL_SPEED = Link()
 class Machine:
     """A machine in a directory that is empty or not there yet. One thread changes it, all may read.
 
+    Dot-files in the directory are whoever's it is, and left alone.
     `udev`: the rules of the kernel driver's source tree open the devnode to everybody.
     `uevents`: this host's kernel announces every change to every listener; needs CAP_SYS_ADMIN.
+    `number`: every devnode has this one, for where a number of its own could be a real device's.
 
     Files must not be written in place: many are hard links to one. `set_attribute()` knows how.
     """
 
-    def __init__(self, root: Path, *, udev: bool = True, uevents: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        udev: bool = True,
+        uevents: bool = False,
+        number: tuple[int, int] | None = None,
+    ) -> None:
         self.root = root.absolute()
         self.dev = self.root / "dev"
         self.sys = self.root / "sys"
         self.root.mkdir(parents=True, exist_ok=True)
-        if any(self.root.iterdir()):
+        if any(not path.name.startswith(".") for path in self.root.iterdir()):
             raise MachineError(f"{self.root} is not empty: a machine is built from nothing")
-        self._kernel = Kernel(self.root, udev=udev, uevents=uevents)
+        self._kernel = Kernel(self.root, udev=udev, uevents=uevents, number=number)
         self._litter: list[Litter] = []
 
     # --- what is there ----------------------------------------------------------------------------
 
     @property
     def numbered(self) -> bool:
-        """Whether devnodes have numbers of their own: if not (we are not root), all are 0:0."""
+        """Whether devnodes have numbers of their own: if not, all have one (not root: 0:0)."""
         return self._kernel.numbered
 
     @property

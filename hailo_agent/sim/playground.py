@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from hailo_agent.settings import Settings
 from hailo_agent.sim.follow import Follower, News
+from hailo_agent.sim.hands import device_id
 from hailo_agent.sim.node import AgentProcess, Line, Node
-from hailo_agent.sim.scenario import device_id
 from hailo_agent.sim.terminal import Terminal
 from hailo_agent.sim.view import health_word, resource_line
 from hailo_agent.wire import agentapi

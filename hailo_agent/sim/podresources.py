@@ -47,7 +47,10 @@ class PodResources:
         self.directory = directory
         self.fault: Literal["", "hang", "error"] = ""
         self.refusal = "pod resources: something went wrong"
+        self.allocatable_fault: Literal["", "unimplemented", "disabled", "error"] = ""
+        """What alone GetAllocatableResources has: missing before 1.21, behind a gate until 1.23."""
         self.lists = 0
+        self.counts = 0
         self._get_enabled = get_enabled
         self._holdings = holdings
         self._allocatable = allocatable
@@ -121,6 +124,12 @@ class PodResources:
 
     def allocatable(self) -> list[podresources.ContainerDevices]:
         """Answer with the healthy devices of every resource."""
+        if self.allocatable_fault == "unimplemented":
+            raise GRPCError(Status.UNIMPLEMENTED, "unknown method GetAllocatableResources")
+        if self.allocatable_fault == "disabled":
+            raise GRPCError(Status.UNKNOWN, "Pod Resources API GetAllocatableResources disabled")
+        if self.allocatable_fault == "error":
+            raise GRPCError(Status.UNKNOWN, self.refusal)
         return _entries(self._allocatable())
 
 
@@ -158,6 +167,7 @@ class _Lister(podresources.PodResourcesListerBase):
         self,
         message: podresources.AllocatableResourcesRequest,  # noqa: ARG002 - it is empty
     ) -> podresources.AllocatableResourcesResponse:
+        self._server.counts += 1
         await self._server.admit_query()
         return podresources.AllocatableResourcesResponse(devices=self._server.allocatable())
 

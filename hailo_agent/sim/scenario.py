@@ -19,6 +19,7 @@ from hailo_agent.errors import EdgeError
 from hailo_agent.sim.cancel import heed_cancellation
 from hailo_agent.sim.container import Node as DeviceNode
 from hailo_agent.sim.generations import HAILO_8, HAILO_10H
+from hailo_agent.sim.hands import device_id
 from hailo_agent.sim.kubelet import AdmissionFailed, Container, ContainerNotStarted, KubeletCrashed
 from hailo_agent.sim.machine import GENERATIONS, Ailment, Machine, MachineError, slot_address
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node
@@ -528,11 +529,6 @@ class Story:
             mounts=container.mounts,
             env=container.envs,
         )
-
-
-def device_id(address: str) -> str:
-    """Name the device in a slot as the agent does."""
-    return f"pci-{address.replace(':', '-').replace('.', '-')}"
 
 
 def in_words(nodes: Mapping[str, DeviceNode]) -> list[str]:

@@ -25,10 +25,10 @@ from hailo_agent.sim.chips import Chips, serial_of
 from hailo_agent.sim.firmware import ChipFirmware, SimulatedChip
 from hailo_agent.sim.generations import HAILO_8, HAILO_10H
 from hailo_agent.sim.hailortcli import Board, HailortCli
+from hailo_agent.sim.hands import device_id
 from hailo_agent.sim.ioctls import IoctlSupervisor
 from hailo_agent.sim.machine import Ailment, Machine, slot_address
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Line, Node, temporary_root
-from hailo_agent.sim.scenario import device_id
 from hailo_agent.subscribers import client
 
 FIRST, SECOND, THIRD, FOURTH = ADDRESSES = tuple(slot_address(number) for number in range(4))
