@@ -1,0 +1,1 @@
+"""The documentation site: its links that leave docs/, and the picture that it begins with."""
