@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from hailo_agent.core.diagnosis.facts import AgentFacts, Facts, KubeletFacts, Part
 from hailo_agent.core.diagnosis.finding import Finding, Verdict
+
+_TAKEN: Final = (
+    "another plugin registered this resource later: remove that one, then restart the agent"
+)
+"""The kubelet goes by the newest registration, and does not tell the older one."""
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
@@ -111,7 +117,10 @@ def _resources(facts: Facts, *, is_down: bool) -> Iterator[Finding]:
 def _how_to_register(agent: AgentFacts) -> str:
     log = "its log says why it could not register (plugin.waiting, plugin.rejected)"
     if agent.version:
-        return f"look again in a moment, for an agent runs; if it stays, {log}"
+        return (
+            f"look again in a moment, for an agent runs; if it stays, {log}; if that says nothing,"
+            f" {_TAKEN}"
+        )
     return f"start the agent; if it runs, {log}" if agent.unseen else "start the agent"
 
 
