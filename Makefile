@@ -173,7 +173,7 @@ spelling: venv
 .PHONY: shellcheck
 shellcheck:
 	@if command -v shellcheck >/dev/null; then \
-	  scripts=$$(grep -lE '^#!.*[ /](ba)?sh$$' $$(find .ci hack -type f)) && \
+	  scripts=$$(grep -lE '^#!.*[ /](ba)?sh$$' $$(find .ci hack container -type f)) && \
 	  echo shellcheck $$scripts && shellcheck $$scripts; \
 	else \
 	  echo "shellcheck: not installed, so .ci/ and hack/ were not checked" >&2; \
