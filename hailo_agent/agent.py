@@ -401,6 +401,7 @@ class Agent:
             inventory=self.inventory,
             register_seconds=self.settings.kubelet.register_timeout_seconds,
             prepare=self._learn_holders,
+            counted=self._holdings.counted,
         )
 
     async def _remember_grant(self, devices: Sequence[DeviceId]) -> None:

@@ -44,6 +44,9 @@ FORGET_GRACE_SECONDS = 10.0
 The kubelet shows a pod in pod-resources a moment after it has called Allocate, in seconds.
 """
 
+_HOLDERS_NAMED = 4
+"""How many holders a fault names; the kubelet gives a device to one, but others may share."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -96,6 +99,7 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
     known = before.by_id()
     seen, loose = _identify(known, observation.sightings)
     hands = _Hands.of(observation)
+    borrowed = _borrowed(seen, hands, policy.resources)
     devices: list[Device] = []
     faults = [*observation.faults, *loose]
     reviews: list[float] = []
@@ -106,13 +110,17 @@ def decide(before: Inventory, observation: Observation, policy: Policy) -> Inven
         readings = _since(present_since, observation.readings.get(device_id), old)
         resource = hands.resource(device_id, policy.resources)
         device = _describe(device_id, old, found, resource, readings)
-        evidence = _evidence(device_id, old, found, at) or _held_elsewhere(
-            device_id, hands.strangers(device_id, policy.resources)
+        evidence = _evidence(device_id, old, found, at)
+        is_borrowed = not evidence and device_id in borrowed
+        evidence = (
+            evidence
+            or _held_elsewhere(device_id, hands.strangers(device_id, policy.resources))
+            or borrowed.get(device_id, ())
         )
         denied = policy.denies(device)
         if denied:
             evidence = (_denied(device_id),)
-        if old is None and evidence and not hands.held(device_id):
+        if old is None and evidence and not hands.held(device_id) and (denied or not is_borrowed):
             faults += evidence  # never yet fit to be offered, so not yet a device
             continue
         held = hands.held(device_id)
@@ -600,6 +608,39 @@ def _held_elsewhere(device_id: DeviceId, resources: tuple[str, ...]) -> tuple[Fa
             f"a pod holds it as {', '.join(resources)}, which this agent does not serve",
             "none: offered again when that pod ends; `hailo-agent devices` names it",
         ),
+    )
+
+
+def _borrowed(
+    seen: Mapping[DeviceId, Sighting], hands: _Hands, served: frozenset[str]
+) -> Mapping[DeviceId, tuple[Fault, ...]]:
+    """Keep back what pods hold under the name of its devnode: it would be given twice.
+
+    Older plugins name devices so, and the kubelet remembers what they gave for as long as the pod
+    lives. It takes these for other devices than ours, and they stay listed as what they are to it.
+    """
+    by_entry: dict[str, list[str]] = {}
+    for name in sorted(hands.ours(served) - set(seen)):
+        by_entry.setdefault(name.rpartition("/")[2], []).append(name)
+    return {
+        device_id: (_given_by_devnode(device_id, by_entry[sighting.entry], hands),)
+        for device_id, sighting in seen.items()
+        if sighting.entry in by_entry
+    }
+
+
+def _given_by_devnode(device_id: DeviceId, names: Iterable[str], hands: _Hands) -> Fault:
+    holders = [
+        f"{holder.namespace}/{holder.pod}/{holder.container} holds {name}"
+        for name in names
+        for holder in hands.holders(DeviceId(name))
+    ]
+    return Fault(
+        code=FaultCode.HELD_ELSEWHERE,
+        subject=device_id,
+        message=f"a pod holds it as {', '.join(names)}, as another plugin named it",
+        remedy="none: offered again when that pod ends; `hailo-agent devices` names it",
+        evidence="; ".join(holders[:_HOLDERS_NAMED]),
     )
 
 

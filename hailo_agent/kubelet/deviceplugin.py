@@ -20,6 +20,7 @@ from hailo_agent.core.grant import Delivery, Grant, grant
 from hailo_agent.core.health import Health
 from hailo_agent.core.inventory import Inventory
 from hailo_agent.core.offer import Offer, OfferId, ResourceNames, offers
+from hailo_agent.core.standing import Told
 from hailo_agent.core.topology import prefer
 from hailo_agent.errors import Refusal
 from hailo_agent.kubelet.mapping import to_container, to_devices, to_places
@@ -51,6 +52,8 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
     def __init__(self, inventory: Latest[Inventory], terms: Terms) -> None:
         self._inventory = inventory
         self._terms = terms
+        self.told: Told | None = None
+        """What has been sent; None before the first list, and while one is under way."""
         self._stream = 0
         self._offered: tuple[Inventory, tuple[Offer, ...]] | None = None
 
@@ -103,7 +106,10 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
             if told is not None:
                 rested_at = loop.time() + REST_SECONDS
             told = devices
+            self.told = None
             yield deviceplugin.ListAndWatchResponse(devices=devices)
+            if not is_over():
+                self.told = Told(healthy=_healthy(devices), at=loop.time())
             self._terms.tally.count("lists", self._terms.resource)
             _log.info("list.sent", resource=self._terms.resource, list=_counts(devices))
 
@@ -188,6 +194,9 @@ class DevicePlugin(deviceplugin.DevicePluginBase):
         return self._offered[1]
 
 
+def _healthy(devices: Sequence[deviceplugin.Device]) -> frozenset[str]:
+    return frozenset(device.id for device in devices if device.health == Health.HEALTHY.value)
+
+
 def _counts(devices: Sequence[deviceplugin.Device]) -> dict[str, int]:
-    healthy = sum(device.health == Health.HEALTHY.value for device in devices)
-    return {"capacity": len(devices), "allocatable": healthy}
+    return {"capacity": len(devices), "allocatable": len(_healthy(devices))}

@@ -9,6 +9,7 @@ from hailo_agent.core.grant import Grant
 from hailo_agent.core.health import Health
 from hailo_agent.core.observation import Holding, Holdings
 from hailo_agent.core.offer import Offer
+from hailo_agent.core.standing import Counted
 from hailo_agent.wire import deviceplugin, podresources
 
 
@@ -70,4 +71,17 @@ def from_pods(
     }
     return Holdings(
         at=at, entries=tuple(sorted(entries, key=lambda e: (e.resource, e.device_id, e.holder)))
+    )
+
+
+def from_allocatable(
+    devices: Iterable[podresources.ContainerDevices], resources: Iterable[str], asked_at: float
+) -> Counted:
+    """Read which devices are counted as healthy under our resources, ours or not."""
+    by_resource: dict[str, set[str]] = {resource: set() for resource in resources}
+    for entry in devices:
+        if entry.resource_name in by_resource:
+            by_resource[entry.resource_name].update(entry.device_ids)
+    return Counted(
+        by_resource={name: frozenset(ids) for name, ids in by_resource.items()}, asked_at=asked_at
     )

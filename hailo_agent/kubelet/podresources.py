@@ -1,7 +1,8 @@
-"""Who holds what, as the kubelet's pod-resources API tells it.
+"""Who holds what, and what is counted, as the kubelet's pod-resources API tells it.
 
 Asked now and then, never streamed: the API has no watch. The agent works without it, only then it
-cannot tell a gone device that a pod still holds from one that nobody misses.
+cannot tell a gone device that a pod still holds from one that nobody misses, and does not notice
+another plugin that registers its resource.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import anyio
 from hailo_agent.aio.latest import Latest
 from hailo_agent.aio.supervise import Backoff
 from hailo_agent.core.observation import Holdings
+from hailo_agent.core.standing import Counted
 from hailo_agent.errors import EdgeError
-from hailo_agent.kubelet.mapping import from_pods
-from hailo_agent.rpc.dial import Channel, translating
+from hailo_agent.kubelet.mapping import from_allocatable, from_pods
+from hailo_agent.rpc.dial import Channel, PeerRefused, translating
+from hailo_agent.rpc.endpoint import identity_of
 from hailo_agent.wire import podresources
 
 _TIMEOUT_SECONDS: Final = 10.0
@@ -38,6 +41,9 @@ class PodResources:
     is_awaited: Callable[[], bool]
     """Whether somebody waits for a young list, even if it says the same as the last one."""
     holdings: Latest[Holdings | None] = field(default_factory=lambda: Latest(None))
+    counted: Latest[Counted | None] = field(default_factory=lambda: Latest(None))
+    _mute: tuple[int, int] | None = None
+    """The socket that does not tell what is counted: a kubelet before 1.23, or told not to."""
 
     async def run(self, report: Callable[[str], None]) -> None:
         """List for ever; what was known stays known while the kubelet does not answer."""
@@ -81,7 +87,7 @@ class PodResources:
             while True:
                 await self._list(channel, _TIMEOUT_SECONDS)
                 backoff.forget()
-                report("")
+                report(await self._count(channel))
                 await anyio.sleep(self.interval_seconds)
         finally:
             channel.close()
@@ -95,3 +101,29 @@ class PodResources:
         moved = self.holdings.publish(from_pods(answer.pod_resources, self.resources, at))
         if moved or self.is_awaited():
             self.ring("holdings")
+
+    async def _count(self, channel: Channel) -> str:
+        """Learn what is counted; returns why that cannot be learnt, where it should be."""
+        try:
+            socket = identity_of(self.socket)
+        except OSError:
+            return ""  # the next list will say so
+        if socket is None or socket == self._mute:
+            return ""
+        at = asyncio.get_running_loop().time()
+        try:
+            with translating("kubelet", f"pod-resources at {self.socket}"):
+                answer = await podresources.PodResourcesListerStub(
+                    channel
+                ).get_allocatable_resources(
+                    podresources.AllocatableResourcesRequest(), timeout=_TIMEOUT_SECONDS
+                )
+        except PeerRefused as error:
+            if error.status == "UNIMPLEMENTED" or "disabled" in str(error):
+                self._mute = socket
+                return ""
+            return f"{error}; until it tells, another plugin for our resources goes unnoticed"
+        except EdgeError as error:
+            return f"{error}; until it tells, another plugin for our resources goes unnoticed"
+        self.counted.publish(from_allocatable(answer.devices, self.resources, at))
+        return ""

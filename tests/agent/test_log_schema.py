@@ -30,6 +30,7 @@ from hailo_agent.sim.machine import Ailment
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node, temporary_root
 from hailo_agent.wire import deviceplugin, podresources
 from tests.house.repository import ROOT
+from tests.support.another_plugin import another_plugin
 
 FIRST, SECOND, THIRD = "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"
 ONE = "pci-0000-01-00-0"
@@ -144,6 +145,9 @@ async def quiet_life(root: Path, log: Path) -> None:
         agent = await started(node, log, *FLAGS)
         try:
             await emptied(node, agent)
+            await node.listed(1)  # a later list of ours would hide the other's
+            async with another_plugin(node.kubelet):
+                await agent.wait_for("plugin.contested", within=20.0)
         finally:
             await agent.stop()
         await displaced(node, log)

@@ -17,6 +17,7 @@ from tests.strategies import (
     OTHER_RESOURCE,
     PHANTOM,
     POLICY,
+    RESOURCE,
     UNFIT,
     How,
     after,
@@ -310,6 +311,76 @@ def test_a_device_that_is_held_under_a_name_nobody_serves_is_not_given_again() -
     assert [fault.code for fault in device.faults] == [FaultCode.HELD_ELSEWHERE]
     assert "hailo.ai/formerly" in device.faults[0].message
     assert only(after(seen(found(TENTH)), look, seen(found(TENTH), at=99.0))).is_usable
+
+
+# --- given by another plugin, which names devices after their devnodes ----------------------------
+
+
+def by_devnode(*names: str, at: float, resource: str = RESOURCE) -> Holdings:
+    return listed(*map(DeviceId, names), at=at, resource=resource)
+
+
+@pytest.mark.parametrize("name", ["hailo0", "/dev/hailo0"])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_board_whose_devnode_another_plugin_gave_away_is_kept_back_until_the_pod_ends(
+    name: str,
+    is_known: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    given = seen(found(BOARD), found(NEIGHBOUR), at=1.0, holdings=by_devnode(name, at=1.0))
+    before = [seen(found(BOARD), found(NEIGHBOUR))] if is_known else []
+    held = after(*before, given)
+    assert ids(held) == sorted([DeviceId(name), BOARD.id, NEIGHBOUR.id])
+    board = held.by_id()[BOARD.id]
+    assert [fault.code for fault in board.faults] == [FaultCode.HELD_ELSEWHERE]
+    assert name in board.faults[0].message
+    assert board.faults[0].evidence == f"default/detector/main holds {name}"
+    assert not board.is_usable
+    assert held.by_id()[NEIGHBOUR.id].is_usable
+    assert held.faults == ()
+    # What the kubelet believes to be held stays on its list, whatever it is to us.
+    stand_in = held.by_id()[DeviceId(name)]
+    assert (stand_in.held, stand_in.health) == (True, Health.UNHEALTHY)
+    # And for as long: nothing of it is forgotten on the way.
+    late = seen(found(BOARD), found(NEIGHBOUR), at=9e5, holdings=by_devnode(name, at=9e5))
+    assert ids(after(*before, given, late)) == ids(held)
+    freed = replace(seen(found(BOARD), found(NEIGHBOUR), at=9.1e5), holdings=listed(at=9.1e5))
+    ended = after(*before, given, late, freed)
+    assert ids(ended) == [BOARD.id, NEIGHBOUR.id]
+    assert all(device.is_usable for device in ended.devices)
+
+
+def test_a_devnode_that_moved_to_another_board_takes_the_doubt_with_it() -> None:
+    heard = by_devnode("hailo1", at=0.0)
+    first = seen(found(BOARD, index=0), found(NEIGHBOUR, index=1), holdings=heard)
+    swapped = seen(found(BOARD, index=1), found(NEIGHBOUR, index=0), at=1.0, holdings=heard)
+    assert not after(first).by_id()[NEIGHBOUR.id].is_usable
+    inventory = after(first, swapped)
+    assert inventory.by_id()[NEIGHBOUR.id].is_usable
+    assert not inventory.by_id()[BOARD.id].is_usable
+
+
+def test_a_devnode_that_is_given_twice_names_both_holders() -> None:
+    heard = by_devnode("hailo0", "/dev/hailo0", at=0.0)
+    board = after(seen(found(BOARD), holdings=heard)).by_id()[BOARD.id]
+    (fault,) = board.faults
+    assert "/dev/hailo0, hailo0" in fault.message
+    assert fault.evidence.count("default/detector/main") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "resource"), [("hailo0", "nvidia.com/gpu"), ("hailo7", RESOURCE), ("0", RESOURCE)]
+)
+def test_a_name_that_is_no_devnode_of_ours_keeps_nothing_back(name: str, resource: str) -> None:
+    heard = by_devnode(name, at=0.0, resource=resource)
+    assert after(seen(found(BOARD), holdings=heard)).by_id()[BOARD.id].is_usable
+
+
+def test_a_denied_board_is_no_device_though_its_devnode_was_given_away() -> None:
+    policy = replace(POLICY, deny=(BOARD.id,))
+    heard = by_devnode("hailo0", at=0.0)
+    inventory = after(seen(found(BOARD), holdings=heard), policy=policy)
+    assert ids(inventory) == [DeviceId("hailo0")]
+    assert [fault.code for fault in inventory.faults] == [FaultCode.DENIED]
 
 
 # --- set aside, and gone -------------------------------------------------------------------------

@@ -140,12 +140,14 @@ async def _elsewhere(at: Scene) -> Sequence[Finding]:
 @symptom("Two plugins serve one resource")
 async def _usurped(at: Scene) -> Sequence[Finding]:
     a_board(at)
-    async with a_kubelet(at) as kubelet, an_agent(at), asyncio.timeout(SOON_SECONDS):
+    async with a_kubelet(at) as kubelet, an_agent(at) as agent, asyncio.timeout(SOON_SECONDS):
+        agent._holdings.interval_seconds = 0.2
         await kubelet.wait_for(lambda: kubelet.resource(RESOURCE).allocatable == 1)
         async with another_plugin(kubelet):
-            await kubelet.wait_for(lambda: "hailo0" in kubelet.resource(RESOURCE).devices)
-        await kubelet.wait_for(lambda: kubelet.resource(RESOURCE).allocatable == 0)
-        return (await examine(at)).findings
+            async for statuses in agent.roster.statuses.follow():
+                if any("another plugin" in status.reason for status in statuses):
+                    break
+            return (await examine(at)).findings
 
 
 # --- card, driver, firmware ----------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from grpclib.exceptions import GRPCError
@@ -289,3 +290,83 @@ async def test_the_first_list_is_waited_for_a_moment_only(root: Path, how: str) 
         assert time.monotonic() - started_at < 2.0
         assert side.client.holdings.value is None
         assert side.rings == []
+
+
+# --- what is counted ---------------------------------------------------------------------------
+
+
+def counting(side: Side, *devices: str, resource: str = NPU) -> None:
+    """Have the kubelet count these, each under two NUMA nodes."""
+    side.server._allocatable = lambda: {resource: {0: devices, 1: devices}}
+
+
+async def until_counted(side: Side, times: int = 2) -> dict[str, frozenset[str]]:
+    """Wait for so many more answers."""
+    counted = side.client.counted
+    before = counted.version
+    async with asyncio.timeout(SOON_SECONDS):
+        async for _ in counted.follow():
+            if counted.version >= before + times:
+                break
+    assert counted.value is not None
+    return dict(counted.value.by_resource)
+
+
+async def test_what_is_counted_of_our_resources_is_told_and_of_no_others(root: Path) -> None:
+    async with both_sides(root) as side, running(side):
+        assert await until_counted(side) == {NPU: frozenset()}
+        counting(side, ONE, "hailo0")
+        assert await until_counted(side) == {NPU: {ONE, "hailo0"}}
+        counting(side, "gpu-0", resource=GPU)
+        assert await until_counted(side) == {NPU: frozenset()}
+
+
+async def test_a_count_is_dated_with_the_moment_it_was_asked_for(root: Path) -> None:
+    async with both_sides(root) as side, running(side):
+        asked_at = asyncio.get_running_loop().time()
+        await until_counted(side)
+        counted = side.client.counted.value
+        assert counted is not None
+        assert asked_at < counted.asked_at <= asyncio.get_running_loop().time()
+
+
+async def test_the_kubelet_is_asked_for_one_count_with_each_list(root: Path) -> None:
+    async with both_sides(root) as side, running(side):
+        await until_counted(side, times=6)
+        assert side.server.lists - 1 <= side.server.counts <= side.server.lists
+
+
+@pytest.mark.parametrize("how", ["unimplemented", "disabled"])
+async def test_a_kubelet_that_cannot_tell_is_asked_once_and_nothing_is_said_of_it(
+    root: Path, how: Literal["unimplemented", "disabled"]
+) -> None:
+    async with both_sides(root) as side:
+        side.server.allocatable_fault = how
+        async with running(side):
+            for _ in range(4):
+                await side.until_listed()
+            assert side.server.counts == 1
+            assert set(side.reports) == {""}
+            assert side.client.counted.value is None
+            # Another kubelet, perhaps a younger one.
+            side.server.allocatable_fault = ""
+            await side.server.stop()
+            side.server.socket.rename(root / "old")  # its inode must not be given out again
+            await side.server.start()
+            assert await until_counted(side) == {NPU: frozenset()}
+
+
+async def test_who_tells_holders_but_not_what_it_counts_is_reported_and_asked_again(
+    root: Path,
+) -> None:
+    async with both_sides(root) as side:
+        side.server.allocatable_fault = "error"
+        async with running(side):
+            said = await side.until_reported("another plugin for our resources goes unnoticed")
+            assert "something went wrong" in said
+            side.holdings.append(held("a", ONE))
+            await side.until_listed()
+            assert held_by(await side.until_listed()) == {ONE: "default/a/main"}
+            side.server.allocatable_fault = ""
+            await side.until_reported("")
+            await until_counted(side)
