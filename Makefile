@@ -36,12 +36,14 @@ REGISTRY ?=
 VALUES ?=
 
 # Most tests wait for a kubelet's patience more than they compute, so more run than there are cores.
-# Those against the real kernel and a real runtime share the machine's consoles: one at a time.
+# Those against the real kernel and a real runtime share the machine's consoles: one process has all.
 TEST_PROCESSES ?= 4
 # More for pytest: make pytest PYTESTARGS="-k numa"
 PYTESTARGS ?=
 
 export PYTHON VENV
+# Where bytecode is not kept, each agent and each test process compiles every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # $(call tool,COMMAND): fail unless the command, its first word, is there.
 tool = command -v $(firstword $(1)) >/dev/null || \
@@ -93,8 +95,7 @@ pytest: venv ## The tests alone (PYTESTARGS="-k numa")
 ifdef PYTESTARGS
 	$(BIN)/pytest $(PYTESTARGS)
 else
-	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --ignore tests/e2e
-	$(BIN)/pytest tests/e2e
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
 endif
 
 .PHONY: coverage

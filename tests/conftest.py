@@ -14,6 +14,8 @@ from tests.nursery import Nursery, can_lend
 HEARS_UEVENTS = {"test_bench.py", "test_sensors.py", "test_sim_machine.py", "test_uevent.py"}
 
 SHARED = {
+    "house/test_site.py",
+    "wire",
     "agent/test_health.py",
     "agent/test_log_schema.py",
     "agent/test_simulate.py",
@@ -25,7 +27,7 @@ SHARED = {
 # Timing belongs to `make bench`; a shared two-core machine must not fail a property test.
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.register_profile(
-    "ci", deadline=None, derandomize=True, print_blob=True, max_examples=50
+    "ci", deadline=None, derandomize=True, print_blob=True, max_examples=40
 )
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -35,7 +37,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what hears or sends the kernel's events: all of a machine hear each other."""
     for item in items:
-        if item.path.name in HEARS_UEVENTS:
+        if item.path.name in HEARS_UEVENTS or "e2e" in item.path.parts:
             item.add_marker(pytest.mark.xdist_group("uevents"))
         folder = item.path.parent.name
         for place in SHARED & {folder, f"{folder}/{item.path.name}"}:

@@ -104,12 +104,9 @@ class PodResources:
 
     async def _count(self, channel: Channel) -> str:
         """Learn what is counted; returns why that cannot be learnt, where it should be."""
-        try:
-            socket = identity_of(self.socket)
-        except OSError:
-            return ""  # the next list will say so
+        socket = self._look()
         if socket is None or socket == self._mute:
-            return ""
+            return ""  # if it is gone, the next list will say so
         at = asyncio.get_running_loop().time()
         try:
             with translating("kubelet", f"pod-resources at {self.socket}"):
@@ -124,6 +121,14 @@ class PodResources:
                 return ""
             return f"{error}; until it tells, another plugin for our resources goes unnoticed"
         except EdgeError as error:
+            if self._look() != socket:
+                return ""  # a kubelet that restarts: the next list will say so
             return f"{error}; until it tells, another plugin for our resources goes unnoticed"
         self.counted.publish(from_allocatable(answer.devices, self.resources, at))
         return ""
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            return identity_of(self.socket)
+        except OSError:
+            return None

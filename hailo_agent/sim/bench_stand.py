@@ -163,7 +163,7 @@ class Stand:
     async def read_pages(self) -> None:
         """Read each page once: what it takes to make them stays in memory."""
         for page in _PAGES:
-            reader, writer = await asyncio.open_unix_connection(self.node.root / "run" / "web.sock")
+            reader, writer = await self._connected()
             writer.write(
                 f"GET {page} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n".encode()
             )
@@ -172,6 +172,16 @@ class Stand:
             writer.close()
             if b" 200 " not in status:
                 raise MeasurementFailed(f"GET {page}: {status.decode().strip() or 'no answer'}")
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the agent's pages, which may come after its first list."""
+        path = self.node.root / "run" / "web.sock"
+        async with asyncio.timeout(_DEADLINE_SECONDS):
+            while True:
+                try:
+                    return await asyncio.open_unix_connection(path)
+                except (FileNotFoundError, ConnectionRefusedError):
+                    await asyncio.sleep(_PACE_SECONDS)
 
     async def starts(self, count: int) -> list[Start]:
         """Start an agent so many times."""

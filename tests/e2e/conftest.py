@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from hailo_agent.sim.node import AgentProcess, execute
 from tests.e2e import consoles as virtual_terminals
 from tests.e2e.ability import lacking
 from tests.e2e.consoles import Consoles
@@ -13,9 +14,10 @@ from tests.e2e.figures import Figures
 _FIGURES = pytest.StashKey[Figures]()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nursery() -> None:
-    """Nothing is simulated about how an agent starts here."""
+@pytest.fixture(autouse=True)
+def executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no short cut to an agent: what is started here is what a node starts."""
+    monkeypatch.setattr(AgentProcess, "launch", staticmethod(execute))
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ def test_deploy_applies_the_manifest_and_waits(tools: Tools) -> None:
     assert tools.calls == [
         "kubectl apply --filename -",
         f"read image: hailo-agent:{hailo_agent.__version__}",
-        f"kubectl rollout status {OURS} --timeout=120s",
+        f"kubectl rollout status {OURS} --timeout=5m",
     ]
     assert "names no registry, so each node must have it already" in done.stderr
 
