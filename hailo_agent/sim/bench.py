@@ -163,7 +163,10 @@ async def measure(plan: Plan) -> AsyncIterator[Measurement]:
 async def _measure_asking(plan: Plan, stand: Stand) -> AsyncIterator[Measurement]:
     """Measure what asking chips costs, and HTTP."""
     if stand.no_chips:
-        for name in ("memory.all", "memory.asking", "idle.asking"):
+        for name in (
+            *("allocate.asking", "allocate.hung"),
+            *("memory.all", "memory.asking", "idle.asking"),
+        ):
             yield plan.missing(name, stand.no_chips)
         return
     if plan.devices <= _FEW:
@@ -179,6 +182,11 @@ async def _measure_asking(plan: Plan, stand: Stand) -> AsyncIterator[Measurement
             silent = await stand.idle(agent, plan.idle_seconds)
         async with stand.asking_agent("--host.uevents=false") as agent:
             asking = await stand.idle(agent, plan.idle_seconds)
+            calls = await stand.allocations(plan.allocations, pause_seconds=0.0)
+            yield plan.series("allocate.asking", calls)
+            async with stand.a_chip_that_hangs():
+                calls = await stand.allocations(plan.allocations, pause_seconds=0.0)
+                yield plan.series("allocate.hung", calls)
         yield plan.single("idle.asking", max(100 * (asking.cpu - silent.cpu), 0.0), "%")
 
 

@@ -29,6 +29,8 @@ TITLES: Final[Mapping[str, str]] = {
     "change.uevents": "plug or unplug → list, uevents alone",
     "allocate": "Allocate, pods back to back",
     "allocate.paced": "Allocate, a pod now and then",
+    "allocate.asking": "  back to back, chips are asked",
+    "allocate.hung": "  back to back, one of them hangs",
     "empty.paced": "  an empty call, now and then",
     "restart": "kubelet restart → registered",
     "memory.start": "memory after start",

@@ -21,7 +21,7 @@ from hailo_agent.rpc.dial import dialing
 from hailo_agent.sim.chips import Chips, why_no_chips
 from hailo_agent.sim.ioctls import IoctlSupervisor, MachineDevices
 from hailo_agent.sim.kubelet import AdmissionFailed, Kubelet
-from hailo_agent.sim.machine import Machine, slot_address
+from hailo_agent.sim.machine import Ailment, Machine, slot_address
 from hailo_agent.sim.node import RESOURCE, AgentProcess, Node, temporary_root
 from hailo_agent.sim.runtime import Runtime
 from hailo_agent.sim.uevents import Uevents
@@ -34,13 +34,18 @@ _REST_SECONDS: Final = 4.0
 """On a large node: the looks that the agent takes after trouble have then ended as well."""
 _LARGE: Final = 256
 _PACE_SECONDS: Final = 0.02
+_HANGS_SECONDS: Final = 60.0
+"""Within which a chip is asked, does not answer in time, and that is believed."""
 _DEADLINE_SECONDS: Final = 30.0
 _BARE: Final = ("--web.listen=", "--health.queries=off")
 """What the kubelet needs, and no more."""
 _FLAGS: Final = ("--health.flap-window-seconds=1", "--host.resync-seconds=20")
 """The same slots are used again and again, and each time shall be like the first. Being idle for 20
 seconds shall include its share of looking anyway, and rather more than less."""
-_ASKING: Final = ("--health.query-seconds=5", "--health.awake-share=1")
+_ASKING: Final = (
+    *("--health.query-seconds=5", "--health.query-timeout-seconds=2"),
+    "--health.awake-share=1",
+)
 _PAGES: Final = ("/", "/metrics", "/status", "/readyz")
 
 
@@ -159,6 +164,17 @@ class Stand:
         """Run one that asks chips, and answers to HTTP, its page included."""
         async with self._settled("--web.page=true", *_ASKING, prefix=self.node.prefix) as one:
             yield one
+
+    @asynccontextmanager
+    async def a_chip_that_hangs(self) -> AsyncIterator[None]:
+        """Let a call to one chip hang; the block begins when the agent has said so."""
+        address = self.addresses[-1]
+        self.node.machine.ail(address, Ailment.HUNG_CONTROL)
+        try:
+            await self.node.listed(self.devices - 1, capacity=self.devices, within=_HANGS_SECONDS)
+            yield
+        finally:
+            self.node.machine.cure(address)
 
     async def read_pages(self) -> None:
         """Read each page once: what it takes to make them stays in memory."""
