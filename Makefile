@@ -292,12 +292,14 @@ manifest: ## Print what deploy applies, with IMAGE=... in it
 .PHONY: deploy-helm
 deploy-helm: ## The same by the Helm chart (IMAGE=..., VALUES="k3s monitoring")
 	@$(given-namespace) hack/deploy-helm $(VALUES) $(if $(given-image),-- \
-	  --set image.repository=$(repository) --set image.tag=$(tag) $(if $(digest),--set image.digest=$(digest)))
+	  --set image.repository=$(repository) \
+	  --set $(if $(digest),image.digest=$(digest),image.tag=$(tag)))
 
 .PHONY: deploy-local
 deploy-local: ## A kind, minikube or k3s cluster on this machine, with simulated devices
 	@hack/kind-cluster up
 
+# Helm has the cluster of KUBECTL said to it: of its own it would take that of the current context.
 .PHONY: undeploy
 undeploy: ## Remove the agent, and from each node what it left there
 	@$(call shipped,$(MANIFEST))
@@ -306,8 +308,13 @@ undeploy: ## Remove the agent, and from each node what it left there
 	@$(reachable)
 	@set -- $$($(KUBECTL) get daemonsets --all-namespaces \
 	    --selector $(SELECTOR),app.kubernetes.io/managed-by=Helm --output \
-	    'jsonpath={range .items[*]}{.metadata.annotations.meta\.helm\.sh/release-name} {.metadata.namespace}{end}'); \
-	  [ $$# -eq 0 ] || { set -x; RELEASE=$$1 NAMESPACE=$$2 hack/deploy-helm --uninstall; }
+	    'jsonpath={range .items[*]}{.metadata.annotations.meta\.helm\.sh/release-name} {.metadata.namespace} {end}'); \
+	  [ $$# -eq 0 ] || { \
+	    cluster=$$(mktemp); trap 'rm -f "$$cluster"' EXIT; trap 'exit 1' HUP INT TERM; \
+	    ! $(KUBECTL) config view --minify --flatten --raw >"$$cluster" 2>/dev/null || export KUBECONFIG="$$cluster"; \
+	    while [ $$# -gt 1 ]; do \
+	      echo "RELEASE=$$1 NAMESPACE=$$2 hack/deploy-helm --uninstall"; \
+	      RELEASE=$$1 NAMESPACE=$$2 hack/deploy-helm --uninstall || exit; shift 2; done; }
 	$(KUBECTL) delete --ignore-not-found --filename $(MANIFEST)
 	$(KUBECTL) delete daemonsets,configmaps,serviceaccounts --ignore-not-found \
 	  --namespace $(NAMESPACE) --selector $(SELECTOR)

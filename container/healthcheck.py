@@ -34,7 +34,8 @@ class Connection(http.client.HTTPConnection):
             self.sock.settimeout(SECONDS)
             self.sock.connect(str(self.address.path))
         else:
-            host = self.address.host.replace("0.0.0.0", "") or "127.0.0.1"  # noqa: S104 - all
+            is_all = self.address.host in {"", "0.0.0.0"}  # noqa: S104 - where it may listen
+            host = "127.0.0.1" if is_all else self.address.host
             self.sock = socket.create_connection((host, self.address.port), timeout=SECONDS)
 
 

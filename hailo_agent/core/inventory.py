@@ -597,6 +597,12 @@ def _unread(device_id: DeviceId, address: PciAddress) -> Fault:
     )
 
 
+_UNTIL_THE_POD_ENDS: Final = (
+    "none: offered again when that pod ends, before Kubernetes 1.34 when it is deleted;"
+    " `hailo-agent devices` names it"
+)
+
+
 def _held_elsewhere(device_id: DeviceId, resources: tuple[str, ...]) -> tuple[Fault, ...]:
     """Keep back what pods hold under a name that is not served: it would be given twice."""
     if not resources:
@@ -606,7 +612,7 @@ def _held_elsewhere(device_id: DeviceId, resources: tuple[str, ...]) -> tuple[Fa
             FaultCode.HELD_ELSEWHERE,
             device_id,
             f"a pod holds it as {', '.join(resources)}, which this agent does not serve",
-            "none: offered again when that pod ends; `hailo-agent devices` names it",
+            _UNTIL_THE_POD_ENDS,
         ),
     )
 
@@ -639,7 +645,7 @@ def _given_by_devnode(device_id: DeviceId, names: Iterable[str], hands: _Hands) 
         code=FaultCode.HELD_ELSEWHERE,
         subject=device_id,
         message=f"a pod holds it as {', '.join(names)}, as another plugin named it",
-        remedy="none: offered again when that pod ends; `hailo-agent devices` names it",
+        remedy=_UNTIL_THE_POD_ENDS,
         evidence="; ".join(holders[:_HOLDERS_NAMED]),
     )
 

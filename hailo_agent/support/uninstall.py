@@ -54,6 +54,8 @@ _HIDDEN: Final = re.compile(rf"\.(.+)\.{_HEX}", re.DOTALL)
 _SPEC_TEMPORARY: Final = re.compile(rf"\.{re.escape(FILE_NAME)}\.{_HEX}\.tmp")
 _WEB_TEMPORARY: Final = re.compile(rf"\.{_HEX}")
 _MONITOR_TEMPORARY: Final = re.compile(r"\.(new|old)-[0-9a-f]{16}")
+_SUNK: Final = re.compile(r"\.old-[0-9a-f]{16}")
+"""How `_empty` calls what it moves up."""
 _MACHINE_MARKER: Final = ".hailo-agent-machine"
 _MACHINE: Final = frozenset({_MACHINE_MARKER, "dev", "sys", ".staging", ".commands.sock"})
 """What is in a directory of `hailo-agent simulate --machine`, which the demo has in ours."""
@@ -402,9 +404,14 @@ def _judge_monitor(top: int, name: str) -> str | None:
 
 
 def _judge_machine(top: int, name: str) -> str | None:
-    """Know what a simulated machine left that was killed: by its marker, and nothing else in it."""
+    """Know what a simulated machine left that was killed: by its marker, and nothing else in it.
+
+    Or what we have moved out of one, and had no time for or could not remove.
+    """
     if not stat.S_ISDIR(_mode(top, name)):
         return None
+    if _SUNK.fullmatch(name):
+        return ""
     with _inside(top, name) as within:
         names = _names(within)
         if _MACHINE_MARKER not in names:
@@ -529,12 +536,14 @@ def _inside(top: int, name: str) -> Iterator[int]:
 
 def _empty(top: int, within: int, sunk: list[str]) -> None:
     """Empty a directory; names the directories in it, which are in the top one from then on."""
-    if os.fstat(within).st_dev != os.fstat(top).st_dev:
+    if _mount_of(within) != _mount_of(top):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
     trouble: OSError | None = None
     for _ in range(_PASSES):
-        names = _names(within)
+        names = sorted(_names(within), key=_MACHINE_MARKER.__eq__)
         for name in names:
+            if name == _MACHINE_MARKER and trouble is not None:
+                break  # without it nobody would know the rest again
             try:
                 if stat.S_ISDIR(_mode(within, name)):
                     # As the agent names what it is to clear away, should we be killed.
@@ -552,6 +561,12 @@ def _empty(top: int, within: int, sunk: list[str]) -> None:
         if not names:
             return
     raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+
+def _mount_of(descriptor: int) -> str:
+    """Name the mount it was opened in; a bind mount of the same filesystem is another one, too."""
+    told = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+    return next((line for line in told.splitlines() if line.startswith("mnt_id:")), "")
 
 
 def _names(directory: int) -> list[str]:

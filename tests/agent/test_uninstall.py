@@ -397,10 +397,15 @@ def test_the_manifest_asks_for_no_privilege() -> None:
         context = container["securityContext"]
         assert context["privileged"] is context["allowPrivilegeEscalation"] is False
         assert context["readOnlyRootFilesystem"] is True
-        assert context["capabilities"] == {"drop": ["ALL"]}
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert container["image"] == f"hailo-agent:{__version__}"
         assert container["resources"]["limits"]["memory"]
+    # A directory that a container of another user made in its monitor directory asks for it.
+    assert cleaning()["securityContext"]["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["DAC_OVERRIDE"],
+    }
+    assert staying()["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_a_pod_of_the_manifest_is_ready_only_once_its_node_is_clean() -> None:

@@ -232,9 +232,18 @@ def test_undeploy_deletes_the_agent_then_cleans_the_nodes_then_itself(tools: Too
 
 
 def test_undeploy_lets_helm_remove_what_helm_installed(tools: Tools) -> None:
-    answers = f'[[ "$*" != *managed-by=Helm* ]] || echo pi edge\n{READS}'
-    tools.add("helm").add("kubectl", script=answers).make("undeploy")
-    assert tools.calls[1] == "helm uninstall pi --namespace edge --wait"
+    answers = f"""[[ "$*" != *managed-by=Helm* ]] || echo -n "pi edge two other "
+[[ "$*" != "config view "* ]] || echo the cluster of kubectl
+{READS}"""
+    tools.add("helm", script='cat "$KUBECONFIG" >>"${0%/bin/*}/calls"')
+    tools.add("kubectl", script=answers).make("undeploy")
+    assert tools.calls[1:6] == [
+        "kubectl config view --minify --flatten --raw",
+        "helm uninstall pi --namespace edge --wait",
+        "the cluster of kubectl",
+        "helm uninstall two --namespace other --wait",
+        "the cluster of kubectl",
+    ]
     assert tools.calls[-len(UNINSTALLS) :] == UNINSTALLS
 
 
@@ -286,7 +295,11 @@ def test_options_of_kubectl_are_passed_on(tools: Tools) -> None:
         ("VALUES=openshift", "--namespace hailo-agent --values {values}/openshift.yaml"),
         (
             "IMAGE=r.example.com:5000/x:1.2@sha256:abc",
-            "--namespace kube-system --set image.repository=r.example.com:5000/x {tag} {digest}",
+            "--namespace kube-system --set image.repository=r.example.com:5000/x {digest}",
+        ),
+        (
+            "IMAGE=r.example.com:5000/x:1.2",
+            "--namespace kube-system --set image.repository=r.example.com:5000/x {tag}",
         ),
     ],
 )
@@ -389,7 +402,7 @@ def test_deploy_local_makes_a_cluster_with_the_image_and_the_demo(tools: Tools) 
 
 
 def test_deploy_local_brings_a_cluster_up_to_date(tools: Tools) -> None:
-    there = NODE_HAS_TWO + '[[ "$*" != *"get daemonset"* ]] || echo daemonset.apps/it\n'
+    there = NODE_HAS_TWO + '[[ "$*" != *"get daemonset"* ]] || echo hailo-agent machine\n'
     tools.add("kind", script="echo hailo").add("kubectl", script=there)
     done = tools.run("hack/kind-cluster", "up", IMAGE="mine:1")
     assert "needs docker, which is not installed" in done.stderr
@@ -398,6 +411,15 @@ def test_deploy_local_brings_a_cluster_up_to_date(tools: Tools) -> None:
     assert not [call for call in tools.calls if call.startswith(("docker build", "kind create"))]
     assert "kind load docker-image mine:1 --name hailo" in tools.calls
     assert [call for call in tools.calls if " rollout restart " in call]
+
+
+def test_deploy_local_replaces_no_agent_that_has_real_devices(tools: Tools) -> None:
+    there = NODE_HAS_TWO + '[[ "$*" != *"get daemonset"* ]] || echo hailo-agent\n'
+    tools.add("kind", script="echo hailo").add("kubectl", script=there).add("docker")
+    done = tools.run("hack/kind-cluster", "up", IMAGE="mine:1")
+    assert done.returncode != 0
+    assert "an agent that is no demo runs in this cluster" in done.stderr
+    assert not [call for call in tools.calls if " apply " in call]
 
 
 def test_a_local_cluster_is_never_another_one(tools: Tools) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,31 @@ def test_a_dry_run_tells_the_same_steps_and_touches_nothing(root: Path, places: 
     announced = swept(places, dry_run=True)
     assert listing(root) == before
     assert announced == swept(places)
+
+
+def unless_called(
+    refused: set[str], do: Callable[..., None], name: str, *to: str, **where: int
+) -> None:
+    if name[:5] in refused:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    do(name, *to, **where)
+
+
+def test_a_machine_that_could_not_be_removed_is_known_again(
+    root: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = listing(root)
+    machine = places.links_dir.parent / "machine"
+    for name in (".hailo-agent-machine", "dev/null", "sys/class/x/dev"):
+        write(machine / name)
+
+    # First it cannot be taken to pieces, then the pieces cannot be removed.
+    for call, refused in (("rename", {"dev", "sys"}), ("rmdir", {".old-"})):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, partial(unless_called, refused, getattr(os, call)))
+            assert machine in told(swept(places), Outcome.STUCK)
+    assert not told(swept(places), Outcome.KEPT)
+    assert listing(root) == before
 
 
 # --- what is not ours -----------------------------------------------------------------------------
@@ -583,8 +609,11 @@ mount -o remount,bind,ro {root}/etc/cdi
 mount --bind {root}/var/lib/hailo-agent {root}/var/lib/hailo-agent
 mount -t tmpfs none {root}/run/hailo-agent/monitor/all
 echo precious > {root}/run/hailo-agent/monitor/all/file
+mkdir {root}/elsewhere
+echo of the same filesystem > {root}/elsewhere/file
+mount --bind {root}/elsewhere {root}/run/hailo-agent/monitor/{ONE}
 {sys.executable} -c "$PROGRAM"
-cat {root}/run/hailo-agent/monitor/all/file >&2
+cat {root}/run/hailo-agent/monitor/all/file {root}/elsewhere/file >&2
 """
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", commands],
@@ -593,13 +622,14 @@ cat {root}/run/hailo-agent/monitor/all/file >&2
         text=True,
         check=False,
     )
-    assert done.stderr == "precious\n"
+    assert done.stderr == "precious\nof the same filesystem\n"
     said = dict(line.split(" ", 2)[1:] for line in done.stdout.splitlines())
     assert set(said) == {
         f"{root}/etc/cdi/{FILE_NAME}",
         f"{root}/etc/cdi/.{FILE_NAME}.89abcdef.tmp",
         f"{root}/var/lib/hailo-agent",
         f"{root}/run/hailo-agent/monitor/all",
+        f"{root}/run/hailo-agent/monitor/{ONE}",
     }
     assert "something is mounted there" in said[f"{root}/run/hailo-agent/monitor/all"]
     assert "read-only; mount it writable" in said[f"{root}/etc/cdi/{FILE_NAME}"]
