@@ -10,7 +10,7 @@ import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
 from hailo_agent.core.chip import Limits
 from hailo_agent.core.chip import evidence as chip_evidence
