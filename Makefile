@@ -37,7 +37,7 @@ VALUES ?=
 
 # Most tests wait for a kubelet's patience more than they compute, so more run than there are cores.
 # Those against the real kernel and a real runtime share the machine's consoles: one process has all.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 5
 # More for pytest: make pytest PYTESTARGS="-k numa"
 PYTESTARGS ?=
 

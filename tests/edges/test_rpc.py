@@ -423,7 +423,9 @@ async def test_peers_that_come_and_vanish_cost_nothing(directory: Path) -> None:
             )
             assert done.stdout == b"200\n"
             await until_closed(endpoint)
-        assert open_sockets() == before
+        async with asyncio.timeout(SOON_SECONDS):
+            while open_sockets() != before:  # noqa: ASYNC110 - some may not be accepted yet
+                await asyncio.sleep(0.02)
         await call(path)
 
 
